@@ -1,0 +1,573 @@
+package layout
+
+import (
+	"bytes"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// What is longer or deeper is not read: an [ErrLimit].
+const (
+	MaxManifest = 4 << 20  // bytes of an image manifest, as registries limit it (OCI distribution-spec v1.1, "Pushing Manifests")
+	MaxConfig   = 8 << 20  // bytes of an image config
+	MaxIndex    = 64 << 20 // bytes of index.json or of a nested index
+
+	MaxDepth      = 64 // objects and arrays in one another, in any JSON document
+	MaxIndexDepth = 8  // indexes in one another; index.json is the first
+)
+
+// Media types of Docker's image manifest version 2, schema 2; those of OCI are in image-spec's package v1.
+const (
+	MediaTypeDockerManifest     = "application/vnd.docker.distribution.manifest.v2+json"
+	MediaTypeDockerList         = "application/vnd.docker.distribution.manifest.list.v2+json"
+	MediaTypeDockerConfig       = "application/vnd.docker.container.image.v1+json"
+	MediaTypeDockerLayer        = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+	MediaTypeDockerForeignLayer = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+)
+
+// IsIndex tells whether a media type is that of an OCI image index or a Docker manifest list.
+func IsIndex(mediaType string) bool {
+	return mediaType == v1.MediaTypeImageIndex || mediaType == MediaTypeDockerList
+}
+
+// IsManifest tells whether a media type is that of an OCI image manifest or a Docker schema 2 manifest.
+func IsManifest(mediaType string) bool {
+	return mediaType == v1.MediaTypeImageManifest || mediaType == MediaTypeDockerManifest
+}
+
+// IsConfig tells whether a media type is that of an image's config, OCI's or Docker's.
+func IsConfig(mediaType string) bool {
+	return mediaType == v1.MediaTypeImageConfig || mediaType == MediaTypeDockerConfig
+}
+
+var (
+	// ErrCorrupt is the kind of every error about what a layout holds: a wrong digest, size or structure, a missing blob, a limit exceeded.
+	ErrCorrupt = errors.New("corrupt")
+	// ErrLimit is the kind of an error about one of the limits above. Every ErrLimit is also an [ErrCorrupt].
+	ErrLimit = errors.New("over a limit")
+)
+
+// A fault is an error that is of some kinds, which its text does not spell out.
+type fault struct {
+	error
+	kinds []error
+}
+
+func (f *fault) Unwrap() []error { return append([]error{f.error}, f.kinds...) }
+
+// corruptf returns an [ErrCorrupt]. It takes what fmt.Errorf takes, %w too.
+func corruptf(format string, args ...any) error {
+	return &fault{fmt.Errorf(format, args...), []error{ErrCorrupt}}
+}
+
+// limitf returns an [ErrLimit], which is also an [ErrCorrupt].
+func limitf(format string, args ...any) error {
+	return &fault{fmt.Errorf(format, args...), []error{ErrLimit, ErrCorrupt}}
+}
+
+// ParseIndex returns the strict reading of index.json or a nested index: what encoding/json would read, from a document that every other
+// reader reads the same way. mediaType is that of the descriptor that led here, "" for index.json. An error is an [ErrCorrupt] and names
+// the member, `manifests[2].size: 1e3 is not a whole number`.
+//
+// Refused (OCI image-spec v1.1, image-index.md, descriptor.md; RFC 8259):
+//   - more than [MaxIndex] bytes, more than [MaxDepth] levels;
+//   - a duplicate member at any depth, invalid UTF-8, a lone surrogate, a byte order mark, anything after the object;
+//   - a member of another type than the specification's; but null stands for an absent object or array, as Go programs write it;
+//   - a schemaVersion other than 2, no manifests, a descriptor without mediaType, digest or size;
+//   - a number that is not spelled 0 or [1-9][0-9]*, or that does not fit 63 bits;
+//   - a mediaType other than the descriptor's, and any of config, layers and fsLayers, by which a manifest could pass
+//     for an index (CVE-2021-41190).
+//
+// Names are compared exactly, as the specification has them: a member DIGEST is an unknown one. Unknown members are well-formed, and
+// otherwise ignored. Whether the inline data of a descriptor fits its digest and size is not looked at here.
+func ParseIndex(doc []byte, mediaType string) (*v1.Index, error) {
+	index := new(v1.Index)
+	found := false
+	err := parse(doc, MaxIndex, func(r reader, name string) (err error) {
+		switch name {
+		case "schemaVersion":
+			index.SchemaVersion, err = r.schemaVersion()
+		case "mediaType":
+			index.MediaType, err = r.bodyMediaType(mediaType, IsIndex)
+		case "artifactType":
+			index.ArtifactType, err = r.string()
+		case "manifests":
+			found = true
+			index.Manifests, err = r.descriptors()
+		case "subject":
+			index.Subject, err = r.optionalDescriptor()
+		case "annotations":
+			index.Annotations, err = r.annotations()
+		case "config", "layers", "fsLayers":
+			return corruptf("%s belongs in a manifest, not in an index", name)
+		default:
+			err = r.skip()
+		}
+		return err
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case mediaType != "" && !IsIndex(mediaType):
+		return nil, corruptf("%.100q is not the media type of an index", mediaType)
+	case index.SchemaVersion == 0:
+		return nil, corruptf("schemaVersion is missing")
+	case !found:
+		return nil, corruptf("manifests is missing")
+	}
+	return index, nil
+}
+
+// ParseManifest returns the strict reading of an image manifest, by the rules of [ParseIndex] and up to [MaxManifest] bytes (OCI image-spec
+// v1.1, manifest.md). It must have config and layers; refused are manifests, and fsLayers and signatures of Docker's schema 1
+// (CVE-2021-41190).
+func ParseManifest(doc []byte, mediaType string) (*v1.Manifest, error) {
+	manifest := new(v1.Manifest)
+	config, layers := false, false
+	err := parse(doc, MaxManifest, func(r reader, name string) (err error) {
+		switch name {
+		case "schemaVersion":
+			manifest.SchemaVersion, err = r.schemaVersion()
+		case "mediaType":
+			manifest.MediaType, err = r.bodyMediaType(mediaType, IsManifest)
+		case "artifactType":
+			manifest.ArtifactType, err = r.string()
+		case "config":
+			config = true
+			manifest.Config, err = r.descriptor()
+		case "layers":
+			layers = true
+			manifest.Layers, err = r.descriptors()
+		case "subject":
+			manifest.Subject, err = r.optionalDescriptor()
+		case "annotations":
+			manifest.Annotations, err = r.annotations()
+		case "manifests":
+			return corruptf("manifests belongs in an index, not in a manifest")
+		case "fsLayers", "signatures":
+			return corruptf("%s belongs in a manifest of Docker's schema 1, which is not supported", name)
+		default:
+			err = r.skip()
+		}
+		return err
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case mediaType != "" && !IsManifest(mediaType):
+		return nil, corruptf("%.100q is not the media type of an image manifest", mediaType)
+	case manifest.SchemaVersion == 0:
+		return nil, corruptf("schemaVersion is missing")
+	case !config:
+		return nil, corruptf("config is missing")
+	case !layers:
+		return nil, corruptf("layers is missing")
+	}
+	return manifest, nil
+}
+
+// ParseConfig returns what irfs needs of an image's config, up to [MaxConfig] bytes (OCI image-spec v1.1, config.md): its platform
+// (architecture, os, os.version, os.features, variant) and rootfs (type, diff_ids). Whatever is absent is empty. The rest is skipped, but
+// is well-formed by the rules of [ParseIndex].
+func ParseConfig(doc []byte) (*v1.Image, error) {
+	image := new(v1.Image)
+	err := parse(doc, MaxConfig, func(r reader, name string) (err error) {
+		if name == "rootfs" {
+			image.RootFS, err = r.rootFS()
+			return err
+		}
+		return r.platformMember(&image.Platform, name)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return image, nil
+}
+
+// parse calls member for every member of doc, which has to read that member's value.
+func parse(doc []byte, limit int, member func(r reader, name string) error) error {
+	if len(doc) > limit {
+		return limitf("%d bytes are over the limit of %d", len(doc), limit)
+	}
+	if bytes.HasPrefix(doc, []byte("\ufeff")) {
+		return corruptf("the document begins with a byte order mark")
+	}
+	r := reader{jsontext.NewDecoder(bytes.NewBuffer(doc))}
+	if kind := r.dec.PeekKind(); kind != jsontext.KindInvalid && kind != jsontext.KindBeginObject {
+		return corruptf("found %s, want an object", kindName(kind))
+	}
+	if err := r.members(func(name string) error { return member(r, name) }); err != nil {
+		return err
+	}
+	if _, err := r.dec.ReadToken(); err != io.EOF {
+		return corruptf("there is something after the end of the document, at byte %d", r.dec.InputOffset())
+	}
+	return nil
+}
+
+// A reader reads a document from its beginning to its end. Its methods read the value that comes next; their errors name its path.
+// The decoder refuses duplicate members and invalid UTF-8 by default.
+type reader struct{ dec *jsontext.Decoder }
+
+func (r reader) token() (jsontext.Token, error) {
+	token, err := r.dec.ReadToken()
+	if err != nil {
+		return token, r.syntax(err)
+	}
+	if r.dec.StackDepth() > MaxDepth {
+		return token, limitf("%s: nested more than %d deep", r.path(r.dec.StackPointer()), MaxDepth)
+	}
+	return token, nil
+}
+
+func (r reader) scalar(kind jsontext.Kind) (string, error) {
+	token, err := r.token()
+	if err != nil {
+		return "", err
+	}
+	if token.Kind() != kind {
+		return "", r.fail("found %s, want %s", kindName(token.Kind()), kindName(kind))
+	}
+	return token.String(), nil
+}
+
+func (r reader) string() (string, error) { return r.scalar(jsontext.KindString) }
+
+var wholeNumber = regexp.MustCompile(`^(0|[1-9][0-9]*)$`)
+
+// number reads a number from 0 to 2⁶³-1. Only its plain spelling is accepted: readers differ on what 1.0, 1e3 and 9223372036854775808 are.
+func (r reader) number() (int64, error) {
+	text, err := r.scalar(jsontext.KindNumber)
+	if err != nil {
+		return 0, err
+	}
+	if !wholeNumber.MatchString(text) {
+		return 0, r.fail("%.40s is not a whole number", text)
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		return 0, r.fail("%.40s is too large", text)
+	}
+	return n, nil
+}
+
+// enter reads the token that opens an object or an array. It returns false for null: so Go programs write a nil map, slice or pointer.
+func (r reader) enter(kind jsontext.Kind) (bool, error) {
+	token, err := r.token()
+	if err != nil || token.Kind() == jsontext.KindNull {
+		return false, err
+	}
+	if token.Kind() != kind {
+		return false, r.fail("found %s, want %s", kindName(token.Kind()), kindName(kind))
+	}
+	return true, nil
+}
+
+// members reads an object; member has to read the value of each.
+func (r reader) members(member func(name string) error) error {
+	ok, err := r.enter(jsontext.KindBeginObject)
+	if !ok {
+		return err
+	}
+	for {
+		token, err := r.token()
+		if err != nil {
+			return err
+		}
+		if token.Kind() == jsontext.KindEndObject {
+			return nil
+		}
+		if err := member(token.String()); err != nil {
+			return err
+		}
+	}
+}
+
+// elements reads an array; element has to read each.
+func (r reader) elements(element func() error) error {
+	ok, err := r.enter(jsontext.KindBeginArray)
+	if !ok {
+		return err
+	}
+	for r.dec.PeekKind() != jsontext.KindEndArray {
+		if err := element(); err != nil {
+			return err
+		}
+	}
+	_, err = r.token()
+	return err
+}
+
+// skip reads any value.
+func (r reader) skip() error {
+	depth := r.dec.StackDepth()
+	for {
+		if _, err := r.token(); err != nil {
+			return err
+		}
+		if r.dec.StackDepth() == depth {
+			return nil
+		}
+	}
+}
+
+func (r reader) strings() (list []string, err error) {
+	err = r.elements(func() error {
+		s, err := r.string()
+		list = append(list, s)
+		return err
+	})
+	return list, err
+}
+
+func (r reader) digest() (digest.Digest, error) {
+	s, err := r.string()
+	if err != nil {
+		return "", err
+	}
+	d, err := ParseDigest(s)
+	if err != nil {
+		return "", r.fail("%w", err)
+	}
+	return d, nil
+}
+
+func (r reader) schemaVersion() (int, error) {
+	n, err := r.number()
+	if err == nil && n != 2 {
+		err = r.fail("%d is not supported, only 2", n)
+	}
+	return int(n), err
+}
+
+// bodyMediaType reads the mediaType of a document. want is its descriptor's, "" if there is none.
+func (r reader) bodyMediaType(want string, ofItsKind func(string) bool) (string, error) {
+	got, err := r.string()
+	switch {
+	case err != nil:
+		return "", err
+	case want == "" && !ofItsKind(got):
+		return "", r.fail("%.100q is not that of such a document", got)
+	case want != "" && got != want:
+		return "", r.fail("%.100q is not that of the descriptor, %.100q", got, want)
+	}
+	return got, nil
+}
+
+func (r reader) descriptors() (list []v1.Descriptor, err error) {
+	err = r.elements(func() error {
+		d, err := r.descriptor()
+		list = append(list, d)
+		return err
+	})
+	return list, err
+}
+
+func (r reader) optionalDescriptor() (*v1.Descriptor, error) {
+	if r.dec.PeekKind() == jsontext.KindNull {
+		return nil, r.skip()
+	}
+	d, err := r.descriptor()
+	return &d, err
+}
+
+func (r reader) descriptor() (v1.Descriptor, error) {
+	const missing = -1
+	d := v1.Descriptor{Size: missing}
+	err := r.members(func(name string) (err error) {
+		switch name {
+		case "mediaType":
+			d.MediaType, err = r.string()
+		case "digest":
+			d.Digest, err = r.digest()
+		case "size":
+			d.Size, err = r.number()
+		case "urls":
+			d.URLs, err = r.strings()
+		case "annotations":
+			d.Annotations, err = r.annotations()
+		case "data":
+			d.Data, err = r.base64()
+		case "platform":
+			d.Platform, err = r.platform()
+		case "artifactType":
+			d.ArtifactType, err = r.string()
+		default:
+			err = r.skip()
+		}
+		return err
+	})
+	switch {
+	case err != nil:
+	case d.MediaType == "":
+		err = r.fail("mediaType is missing")
+	case d.Digest == "":
+		err = r.fail("digest is missing")
+	case d.Size == missing:
+		err = r.fail("size is missing")
+	}
+	return d, err
+}
+
+func (r reader) annotations() (map[string]string, error) {
+	var annotations map[string]string
+	err := r.members(func(name string) (err error) {
+		if annotations == nil {
+			annotations = make(map[string]string)
+		}
+		annotations[name], err = r.string()
+		return err
+	})
+	return annotations, err
+}
+
+// base64 reads the inline data of a descriptor. It is never nil if there is data, be it empty.
+func (r reader) base64() ([]byte, error) {
+	if r.dec.PeekKind() == jsontext.KindNull {
+		return nil, r.skip()
+	}
+	text, err := r.string()
+	if err != nil {
+		return nil, err
+	}
+	data, err := base64.StdEncoding.Strict().DecodeString(text)
+	// Even the strict decoder passes over line ends.
+	if err != nil || strings.ContainsAny(text, "\r\n") {
+		return nil, r.fail("not in base64")
+	}
+	return data, nil
+}
+
+func (r reader) platform() (*v1.Platform, error) {
+	if r.dec.PeekKind() == jsontext.KindNull {
+		return nil, r.skip()
+	}
+	platform := new(v1.Platform)
+	err := r.members(func(name string) error { return r.platformMember(platform, name) })
+	return platform, err
+}
+
+// platformMember reads the member of that name, of a descriptor's platform or of a config, which has the same ones.
+func (r reader) platformMember(platform *v1.Platform, name string) (err error) {
+	switch name {
+	case "architecture":
+		platform.Architecture, err = r.string()
+	case "os":
+		platform.OS, err = r.string()
+	case "os.version":
+		platform.OSVersion, err = r.string()
+	case "os.features":
+		platform.OSFeatures, err = r.strings()
+	case "variant":
+		platform.Variant, err = r.string()
+	default:
+		err = r.skip()
+	}
+	return err
+}
+
+func (r reader) rootFS() (rootFS v1.RootFS, err error) {
+	err = r.members(func(name string) (err error) {
+		switch name {
+		case "type":
+			rootFS.Type, err = r.string()
+		case "diff_ids":
+			err = r.elements(func() error {
+				d, err := r.digest()
+				rootFS.DiffIDs = append(rootFS.DiffIDs, d)
+				return err
+			})
+		default:
+			err = r.skip()
+		}
+		return err
+	})
+	return rootFS, err
+}
+
+// fail returns an [ErrCorrupt] about the value that was read last.
+func (r reader) fail(format string, args ...any) error {
+	err := fmt.Errorf(format, args...)
+	if path := r.path(r.dec.StackPointer()); path != "" {
+		return corruptf("%s: %w", path, err)
+	}
+	return corruptf("%w", err)
+}
+
+// syntax returns an [ErrCorrupt] for an error of the decoder. It does not wrap it: the caller's io.EOF is not this one.
+func (r reader) syntax(err error) error {
+	var syntactic *jsontext.SyntacticError
+	switch {
+	case err == io.EOF:
+		return corruptf("the document is empty")
+	case !errors.As(err, &syntactic):
+		return corruptf("%v", err)
+	}
+	text := fmt.Sprintf("%v, at byte %d", syntactic.Err, syntactic.ByteOffset)
+	switch {
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		text = "the document ends too early"
+	case errors.Is(err, jsontext.ErrDuplicateName):
+		text = "there are two members of that name"
+	}
+	if path := r.path(syntactic.JSONPointer); path != "" {
+		return corruptf("%s: %s", path, text)
+	}
+	return corruptf("%s", text)
+}
+
+var plainName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_-]*$`)
+
+// path spells a pointer that ends on the decoder's stack, or one name below, as `manifests[2].annotations["a.b"]`. Names and depth are the
+// document's, so it is cut short.
+func (r reader) path(pointer jsontext.Pointer) string {
+	var b strings.Builder
+	level := 0
+	for name := range pointer.Tokens() {
+		level++
+		if level > 8 {
+			b.WriteString("…")
+			break
+		}
+		kind := jsontext.KindBeginObject
+		if level <= r.dec.StackDepth() {
+			kind, _ = r.dec.StackIndex(level)
+		}
+		switch {
+		case kind == jsontext.KindBeginArray:
+			fmt.Fprintf(&b, "[%s]", name)
+		case !plainName.MatchString(name) || len(name) > 60:
+			fmt.Fprintf(&b, "[%.60q]", name)
+		case level > 1:
+			b.WriteString("." + name)
+		default:
+			b.WriteString(name)
+		}
+	}
+	return b.String()
+}
+
+func kindName(kind jsontext.Kind) string {
+	switch kind {
+	case jsontext.KindNull:
+		return "null"
+	case jsontext.KindTrue, jsontext.KindFalse:
+		return "a boolean"
+	case jsontext.KindNumber:
+		return "a number"
+	case jsontext.KindString:
+		return "a string"
+	case jsontext.KindBeginObject:
+		return "an object"
+	}
+	return "an array"
+}
