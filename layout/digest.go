@@ -27,7 +27,7 @@ func ParseDigest(s string) (digest.Digest, error) {
 	case digest.SHA512:
 		length = 128
 	default:
-		return "", &fault{fmt.Errorf("%.150q is not a digest that begins with sha256: or sha512:", s), []error{ErrDigest}}
+		return "", &fault{fmt.Errorf("%.150q is not a digest: its algorithm must be sha256 or sha512", s), []error{ErrDigest}}
 	}
 	if len(hex) != length || strings.Trim(hex, "0123456789abcdef") != "" {
 		return "", &fault{fmt.Errorf("%.150q is not a digest: after %s: there must be %d lower-case hex digits", s, algorithm, length), []error{ErrDigest}}
@@ -35,7 +35,7 @@ func ParseDigest(s string) (digest.Digest, error) {
 	return digest.Digest(s), nil
 }
 
-// blobPath is the path of a blob in its layout, blobs/<algorithm>/<hex> (OCI image-spec v1.1, image-layout.md). d must come from [ParseDigest].
-func blobPath(d digest.Digest) string {
+// BlobPath is the path of a blob in its layout, blobs/<algorithm>/<hex> (OCI image-spec v1.1, image-layout.md). d must come from [ParseDigest].
+func BlobPath(d digest.Digest) string {
 	return path.Join("blobs", d.Algorithm().String(), d.Encoded())
 }

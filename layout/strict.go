@@ -242,15 +242,14 @@ func (r reader) scalar(kind jsontext.Kind) (string, error) {
 
 func (r reader) string() (string, error) { return r.scalar(jsontext.KindString) }
 
-var wholeNumber = regexp.MustCompile(`^(0|[1-9][0-9]*)$`)
-
 // number reads a number from 0 to 2⁶³-1. Only its plain spelling is accepted: readers differ on what 1.0, 1e3 and 9223372036854775808 are.
 func (r reader) number() (int64, error) {
 	text, err := r.scalar(jsontext.KindNumber)
 	if err != nil {
 		return 0, err
 	}
-	if !wholeNumber.MatchString(text) {
+	// JSON itself has no leading zeros.
+	if strings.Trim(text, "0123456789") != "" {
 		return 0, r.fail("%.40s is not a whole number", text)
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
@@ -545,7 +544,7 @@ func (r reader) path(pointer jsontext.Pointer) string {
 		switch {
 		case kind == jsontext.KindBeginArray:
 			fmt.Fprintf(&b, "[%s]", name)
-		case !plainName.MatchString(name) || len(name) > 60:
+		case len(name) > 60 || !plainName.MatchString(name):
 			fmt.Fprintf(&b, "[%.60q]", name)
 		case level > 1:
 			b.WriteString("." + name)
