@@ -381,3 +381,24 @@ func largeIndex() []byte {
 	}
 	return []byte(indexOf(manifests...))
 }
+
+func TestMediaTypes(t *testing.T) {
+	for mediaType, want := range map[string]string{
+		v1.MediaTypeImageIndex:                  "index",
+		MediaTypeDockerList:                     "index",
+		v1.MediaTypeImageManifest:               "manifest",
+		MediaTypeDockerManifest:                 "manifest",
+		v1.MediaTypeImageConfig:                 "config",
+		MediaTypeDockerConfig:                   "config",
+		v1.MediaTypeEmptyJSON:                   "",
+		MediaTypeDockerLayer:                    "",
+		"":                                      "",
+		strings.ToUpper(v1.MediaTypeImageIndex): "",
+	} {
+		for kind, is := range map[string]func(string) bool{"index": IsIndex, "manifest": IsManifest, "config": IsConfig} {
+			if got := is(mediaType); got != (kind == want) {
+				t.Errorf("%q is an %s: %v", mediaType, kind, got)
+			}
+		}
+	}
+}
