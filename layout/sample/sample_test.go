@@ -2,10 +2,8 @@ package sample_test
 
 import (
 	"bytes"
-	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"reflect"
 	"testing"
 
@@ -50,30 +48,17 @@ func TestArchiveIsTheDirectory(t *testing.T) {
 	if out, err := tar.CombinedOutput(); err != nil || len(out) > 0 {
 		t.Fatalf("tar: %v: %s", err, out)
 	}
-	if a, b := read(t, one), read(t, two); !reflect.DeepEqual(a, b) {
-		t.Errorf("%d files and %d files differ", len(a), len(b))
-	}
-}
-
-func read(t *testing.T, dir string) map[string]string {
-	t.Helper()
-	files := map[string]string{}
-	err := filepath.WalkDir(dir, func(name string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() {
-			return err
-		}
-		data, err := os.ReadFile(name)
-		if err != nil {
-			return err
-		}
-		info, err := e.Info()
-		files[name[len(dir):]] = info.Mode().String() + " " + string(data)
-		return err
-	})
+	a, err := sample.Tree(one)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return files
+	b, err := sample.Tree(two)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(a, b) {
+		t.Errorf("%d files and %d files differ", len(a), len(b))
+	}
 }
 
 // What is in the layers comes out. (umoci knows no zstd.)
