@@ -1,0 +1,349 @@
+package fs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/kballard/go-shellquote"
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/pflag"
+
+	"irfs/layout"
+	"irfs/sign"
+)
+
+// MaxCommand is how many bytes one write to a control file may have.
+const MaxCommand = 4096
+
+const usage = `usage: write the path of the vendor's private key, or the key itself, or: -v VENDOR.PRV (-s VENDOR.PUB.SIG [-c ROOT-CA.PUB] | -x ROOT-CA.PRV)
+`
+
+// A command is what was written to a control file.
+type command struct {
+	key                []byte // the key itself, or nil
+	vendor             string // the path of the key
+	certificate, caPrv string
+	caPubs             []string
+}
+
+func badCommand(format string, args ...any) error {
+	return &fault{errCommand, fmt.Sprintf(format, args...)}
+}
+
+// parseCommand tells by the first bytes what was written: a key (DER or PEM),
+// flags of sign-image, or else the key's path.
+func parseCommand(data []byte) (*command, error) {
+	switch {
+	case len(data) > MaxCommand:
+		return nil, badCommand("%d bytes written, over the limit of %d for one command", len(data), MaxCommand)
+	case len(data) > 1 && data[0] == 0x30 && data[1]&0xf0 == 0x80, bytes.HasPrefix(data, []byte("-----BEGIN ")):
+		return &command{key: data}, nil
+	case bytes.HasPrefix(data, []byte("-")):
+		return parseFlags(string(data))
+	}
+	name := strings.TrimSuffix(string(data), "\n")
+	if name == "" {
+		return nil, badCommand("nothing was written but a line end; write the path of the vendor's private key")
+	}
+	if strings.IndexByte(name, 0) >= 0 {
+		return nil, badCommand("not a path: it has a zero byte in it")
+	}
+	return &command{vendor: name}, nil
+}
+
+func parseFlags(text string) (*command, error) {
+	words, err := shellquote.Split(text)
+	if err != nil {
+		return nil, badCommand("a quote in the flags is not closed")
+	}
+	c := &command{}
+	flags := pflag.NewFlagSet("sign", pflag.ContinueOnError)
+	flags.SetOutput(new(bytes.Buffer))
+	flags.StringVarP(&c.vendor, "vendor-prv", "v", "", "")
+	flags.StringVarP(&c.certificate, "vendor-pub-signature", "s", "", "")
+	flags.StringArrayVarP(&c.caPubs, "ca-pub", "c", nil, "")
+	flags.StringVarP(&c.caPrv, "ca-prv", "x", "", "")
+	if err := flags.Parse(words); err != nil {
+		return nil, badCommand("%v; only -v -s -c -x are allowed here", err)
+	}
+	switch {
+	case flags.NArg() > 0:
+		return nil, badCommand("%q is no flag; quote a path with blanks in it", flags.Arg(0))
+	case c.vendor == "":
+		return nil, badCommand("-v, the vendor's private key, is missing")
+	case c.caPrv != "" && (c.certificate != "" || len(c.caPubs) > 0):
+		return nil, badCommand("-x makes the certificate itself; -s and -c do not go with it")
+	}
+	return c, nil
+}
+
+// signer reads, as the caller, what a command names. from tells where the
+// certificate came from if the command did not say.
+func (t *Tree) signer(ctx context.Context, c *command, read func(string) ([]byte, error)) (s *sign.Signer, from string, err error) {
+	text := c.key
+	if text == nil {
+		if text, err = read(c.vendor); err != nil {
+			return nil, "", err
+		}
+	}
+	vendor, err := sign.ParsePrivateKey(text)
+	if err != nil {
+		return nil, "", named(c.vendor, err)
+	}
+	if c.caPrv != "" {
+		text, err := read(c.caPrv)
+		if err != nil {
+			return nil, "", err
+		}
+		ca, err := sign.ParsePrivateKey(text)
+		if err != nil {
+			return nil, "", named(c.caPrv, err)
+		}
+		s, err = sign.NewCertifyingSigner(vendor, ca)
+		return s, "", err
+	}
+	trust := t.Verifier.Trust
+	if len(c.caPubs) > 0 {
+		var cas []*sign.PublicKey
+		for _, name := range c.caPubs {
+			text, err := read(name)
+			if err != nil {
+				return nil, "", err
+			}
+			ca, err := sign.ParsePublicKey(text)
+			if err != nil {
+				return nil, "", named(name, err)
+			}
+			cas = append(cas, ca)
+		}
+		trust = sign.NewTrust(cas...)
+	}
+	if len(trust.CAs()) == 0 {
+		return nil, "", &fault{errNoKey, "no root CA: mount with -c ROOT-CA.PUB, or write -v VENDOR.PRV -s VENDOR.PUB.SIG -c ROOT-CA.PUB"}
+	}
+	certificate, from, err := t.findCertificate(c, read)
+	if err != nil {
+		return nil, from, err
+	}
+	s, err = sign.NewSigner(vendor, certificate, trust)
+	if err != nil {
+		return nil, from, named(from, err)
+	}
+	if c.certificate != "" {
+		from = ""
+	}
+	return s, from, nil
+}
+
+func named(name string, err error) error {
+	if name == "" {
+		return err
+	}
+	return fmt.Errorf("%s: %w", name, err)
+}
+
+// findCertificate reads the vendor's certificate: the one that the command
+// names, or else the first that is there of <key>.pub.sig and vendor.pub.sig
+// beside the key, and the mount's.
+func (t *Tree) findCertificate(c *command, read func(string) ([]byte, error)) (text []byte, from string, err error) {
+	if c.certificate != "" {
+		text, err := read(c.certificate)
+		return text, c.certificate, err
+	}
+	var tried []string
+	if c.vendor != "" {
+		dir, base := path.Split(c.vendor)
+		for cut := true; cut; {
+			cut = false
+			for _, ext := range []string{".prv", ".key", ".der", ".pem"} {
+				if rest, ok := strings.CutSuffix(base, ext); ok && rest != "" {
+					base, cut = rest, true
+				}
+			}
+		}
+		for _, name := range []string{dir + base + ".pub.sig", dir + "vendor.pub.sig"} {
+			text, err := read(name)
+			if err == nil {
+				return text, name, nil
+			}
+			if errnoOf(err) != errnoOf(errAbsent) {
+				return nil, name, err
+			}
+			tried = append(tried, name)
+		}
+	}
+	if t.certificate != nil {
+		return t.certificate, t.certificateFrom, nil
+	}
+	why := "no certificate of the vendor key"
+	if len(tried) > 0 {
+		why += fmt.Sprintf(" (looked for %s)", strings.Join(slices.Compact(tried), " and "))
+	}
+	return nil, "", &fault{errNoKey, why + ": give -s VENDOR.PUB.SIG, or mount with one"}
+}
+
+// bound tells which content a control file was opened on: the digests of the
+// configs of the images that a signing would sign.
+func (d *imageDir) bound() ([]digest.Digest, error) {
+	image, err := d.open()
+	if err != nil {
+		return nil, err
+	}
+	return configsOf(image.snap, image.entry)
+}
+
+func configsOf(snap *layout.Snapshot, e layout.Entry) ([]digest.Digest, error) {
+	images, err := snap.Images(e)
+	if err != nil {
+		return nil, err
+	}
+	var configs []digest.Digest
+	for _, image := range images {
+		m, err := snap.Manifest(image)
+		if err != nil && !errors.Is(err, layout.ErrCorrupt) {
+			return nil, err
+		}
+		if m != nil && m.Kind == layout.KindImage {
+			configs = append(configs, m.Doc.Config.Digest)
+		}
+	}
+	return configs, nil
+}
+
+// pick finds, in a state of the app, what is to be signed: the image that was
+// opened, though somebody else may have signed it since.
+func (t *Tree) pick(d *imageDir, bound []digest.Digest) func(*layout.Snapshot) ([]layout.Entry, error) {
+	return func(snap *layout.Snapshot) ([]layout.Entry, error) {
+		now := *d
+		e, err := now.find(snap)
+		for d.digest != "" && errors.Is(err, layout.ErrNotFound) {
+			t.mu.Lock()
+			next, ok := t.moved[movedKey{d.app, now.digest}]
+			t.mu.Unlock()
+			if !ok {
+				e, err = resigned(snap, bound)
+				break
+			}
+			now.digest = next
+			e, err = now.find(snap)
+		}
+		if errors.Is(err, layout.ErrNotFound) {
+			return nil, &fault{errStale, "the image is not there any more; open it again"}
+		}
+		if err != nil {
+			return nil, err
+		}
+		configs, err := configsOf(snap, e)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.Equal(configs, bound) {
+			return nil, &fault{errStale, "another image has come in its place since it was opened; look at it, and open it again"}
+		}
+		return []layout.Entry{e}, nil
+	}
+}
+
+// resigned finds an image by its config, after another process signed it and
+// so gave it a new digest.
+func resigned(snap *layout.Snapshot, bound []digest.Digest) (layout.Entry, error) {
+	entries, err := snap.Entries()
+	if err != nil {
+		return layout.Entry{}, err
+	}
+	for _, e := range entries {
+		configs, err := configsOf(snap, e)
+		if err != nil {
+			return layout.Entry{}, err
+		}
+		if len(bound) > 0 && slices.Equal(configs, bound) {
+			return e, nil
+		}
+	}
+	return layout.Entry{}, layout.ErrNotFound
+}
+
+// Command carries out what a caller wrote to the control file of an image
+// directory that was opened on bound. text is the outcome in words, good or
+// bad; notOn is the mount's device. change is nil if nothing was done.
+func (t *Tree) command(ctx context.Context, d *imageDir, bound []digest.Digest, c Caller, notOn uint64, data []byte) (text string, change *layout.Change, err error) {
+	app, err := t.Registry.App(d.app)
+	var outcome *sign.Outcome
+	var from, note string
+	if err == nil {
+		var cmd *command
+		if cmd, err = parseCommand(data); err == nil {
+			var signer *sign.Signer
+			read := func(name string) ([]byte, error) { return readAs(ctx, c, notOn, name) }
+			if signer, from, err = t.signer(ctx, cmd, read); err == nil {
+				if !t.Verifier.Trust.Has(signer.CA()) {
+					note = "; this mount does not trust root CA " + signer.CA().Fingerprint()
+				}
+				outcome, err = signer.Sign(ctx, app, t.pick(d, bound))
+			}
+		}
+	}
+	if err != nil {
+		text = err.Error()
+	} else {
+		change = outcome.Change
+		if from != "" {
+			note = "; certificate " + from + note
+		}
+		text = outcome.Text() + note
+	}
+	t.remember(d, app, change, text)
+	t.log.add(c.UID, "sign", d.path(), text)
+	return text, change, err
+}
+
+// remember keeps what became of digests, and the outcome for who reads `sign`.
+func (t *Tree) remember(d *imageDir, app *layout.App, change *layout.Change, text string) {
+	t.mu.Lock()
+	if len(t.moved) > 1<<16 {
+		clear(t.moved)
+	}
+	if len(t.outcomes) > 1<<12 {
+		clear(t.outcomes)
+	}
+	if change != nil {
+		for old, now := range change.Moved {
+			t.moved[movedKey{d.app, old}] = now
+			delete(t.outcomes, movedKey{d.app, old})
+			delete(t.moved, movedKey{d.app, now}) // it is back
+		}
+	}
+	t.mu.Unlock()
+	if app == nil {
+		return
+	}
+	target := *d
+	if change != nil && d.digest != "" {
+		if now, ok := change.Moved[d.digest]; ok {
+			target.digest = now
+		}
+	}
+	if image, err := target.open(); err == nil {
+		t.mu.Lock()
+		t.outcomes[movedKey{d.app, image.entry.Digest}] = text
+		t.mu.Unlock()
+	}
+}
+
+// path is where in the mount the directory is.
+func (d *imageDir) path() string {
+	p := d.app + "/manifests/" + strings.Replace(string(d.digest), ":", "-", 1)
+	if d.digest == "" {
+		name, _ := tagName(d.tag)
+		p = d.app + "/tags/" + name
+	}
+	if d.platform != "" {
+		p += "/platforms/" + d.platform
+	}
+	return p
+}

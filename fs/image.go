@@ -1,0 +1,393 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"irfs/layout"
+	"irfs/sign"
+)
+
+// imageDir is MNT/nginx/tags/stable/ or MNT/nginx/manifests/sha256-<hex>/, or
+// one of their platforms/linux-amd64/. Its children are the rows of
+// imageFiles, sign, and platforms/.
+type imageDir struct {
+	t        *Tree
+	app      string
+	tag      string        // one of tag and
+	digest   digest.Digest // digest is given
+	platform string        // a name in platforms/, or ""
+}
+
+// An image is what an image directory stands for at one moment.
+type image struct {
+	t     *Tree
+	app   *layout.App
+	snap  *layout.Snapshot
+	entry layout.Entry
+}
+
+// open finds out what the directory stands for now.
+func (d *imageDir) open() (*image, error) {
+	app, err := d.t.Registry.App(d.app)
+	if err != nil {
+		return nil, absent(err)
+	}
+	snap, err := app.Snapshot()
+	if err != nil {
+		return nil, absent(err)
+	}
+	entry, err := d.find(snap)
+	if err != nil {
+		return nil, absent(err)
+	}
+	return &image{d.t, app, snap, entry}, nil
+}
+
+// find gives the entry that the directory stands for in a state of the app.
+func (d *imageDir) find(snap *layout.Snapshot) (layout.Entry, error) {
+	var e layout.Entry
+	var err error
+	if d.digest != "" {
+		e, err = snap.Digest(d.digest)
+	} else {
+		e, err = snap.Tag(d.tag)
+	}
+	if err != nil || d.platform == "" {
+		return e, err
+	}
+	list, err := platformsOf(snap, e)
+	if err != nil {
+		return e, err
+	}
+	for _, p := range list {
+		if p.name == d.platform {
+			return p.entry, nil
+		}
+	}
+	return e, fmt.Errorf("no image for %s: %w", d.platform, layout.ErrNotFound)
+}
+
+func (d *imageDir) item(context.Context) (*Item, error) {
+	if _, err := d.open(); err != nil {
+		return nil, err
+	}
+	at, err := d.t.Registry.Dir(d.app)
+	if err != nil {
+		return nil, absent(err)
+	}
+	item := directory(d, at.Attr)
+	if app, err := d.t.Registry.App(d.app); err == nil {
+		if index, err := app.Stat("index.json"); err == nil {
+			item.Mtime = index.Mtime
+		}
+	}
+	return item, nil
+}
+
+func (d *imageDir) lookup(ctx context.Context, name string) (*Item, error) {
+	image, err := d.open()
+	if err != nil {
+		return nil, err
+	}
+	switch name {
+	case "sign":
+		return d.sign(image)
+	case "platforms":
+		return (&platformsDir{d}).item(ctx)
+	}
+	for _, f := range imageFiles {
+		if f.name == name {
+			return f.get(ctx, image)
+		}
+	}
+	return nil, errAbsent
+}
+
+func (d *imageDir) list(context.Context) ([]Name, error) {
+	image, err := d.open()
+	if err != nil {
+		return nil, err
+	}
+	manifest, err := image.snap.Manifest(image.entry)
+	if err != nil && !errors.Is(err, layout.ErrCorrupt) {
+		return nil, err
+	}
+	var list []Name
+	for _, f := range imageFiles {
+		if f.listed == nil || f.listed(image, manifest) {
+			list = append(list, Name{f.name, 0})
+		}
+	}
+	list = append(list, Name{"sign", 0})
+	if d.platform == "" {
+		// One that is a platform's has a platforms/ too, of itself; it is
+		// not listed, for find(1) would never come to its end.
+		list = append(list, Name{"platforms", fs.ModeDir})
+	}
+	return sorted(list), nil
+}
+
+// sign is the control file (control.go). It can be written by whoever may
+// write the app's directory.
+func (d *imageDir) sign(image *image) (*Item, error) {
+	at, err := d.t.Registry.Dir(d.app)
+	if err != nil {
+		return nil, absent(err)
+	}
+	text := d.t.outcome(d.app, image.entry.Digest)
+	item := fileOf(text, at.Attr, image.snap.Attr.Mtime)
+	item.Mode = at.Mode.Perm()&0o222 | image.snap.Attr.Mode.Perm()&0o444
+	item.control = d
+	return item, nil
+}
+
+// An imageFile is a virtual file of an image directory.
+type imageFile struct {
+	name string
+	// listed says whether the file is shown among the names of a directory,
+	// without verifying anything; nil: always. manifest is nil where it
+	// cannot be read.
+	listed func(*image, *layout.Manifest) bool
+	// get computes the file; errAbsent.
+	get func(context.Context, *image) (*Item, error)
+}
+
+// imageFiles is the table of DESIGN: a virtual file is a row here.
+var imageFiles = []imageFile{
+	{"verify", nil, func(ctx context.Context, i *image) (*Item, error) {
+		v, err := i.t.Verifier.Verify(ctx, i.app, i.snap, i.entry, false)
+		if err != nil {
+			return nil, err
+		}
+		return i.ofVerdict(v, word(v)), nil
+	}},
+	{"verify-full", never, verifyFull},
+	{"reason", nil, func(ctx context.Context, i *image) (*Item, error) {
+		v, err := i.verdict(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return i.ofVerdict(v, []byte(v.Text())), nil
+	}},
+	{"status.json", nil, func(ctx context.Context, i *image) (*Item, error) {
+		v, err := i.verdict(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return i.ofVerdict(v, v.Report(i.app, i.snap, i.entry).JSON()), nil
+	}},
+	{"digest", func(i *image, _ *layout.Manifest) bool { return i.entry.Digest != "" }, func(_ context.Context, i *image) (*Item, error) {
+		if i.entry.Digest == "" { // a tag that is given twice
+			return nil, errAbsent
+		}
+		return fileOf([]byte(i.entry.Digest+"\n"), i.snap.Attr, i.snap.Attr.Mtime), nil
+	}},
+	{"manifest.json", func(i *image, _ *layout.Manifest) bool {
+		_, err := manifestJSON(context.Background(), i)
+		return err == nil
+	}, manifestJSON},
+	{"config.json", hasConfig, func(_ context.Context, i *image) (*Item, error) {
+		m, err := i.manifest()
+		if err != nil || m.Doc == nil {
+			return nil, cmpErr(err)
+		}
+		return blobItem(i.app, layout.BlobPath(m.Doc.Config.Digest))
+	}},
+	chainFile("signature", sign.SignatureAnnotation, func(c sign.Chain) []byte { return c.Signature }),
+	chainFile("vendor.pub", sign.VendorPubAnnotation, func(c sign.Chain) []byte { return c.VendorPub }),
+	chainFile("vendor.pub.sig", sign.CertificateAnnotation, func(c sign.Chain) []byte { return c.Certificate }),
+}
+
+func never(*image, *layout.Manifest) bool { return false }
+
+func hasConfig(i *image, m *layout.Manifest) bool {
+	if m == nil || m.Doc == nil {
+		return false
+	}
+	_, err := i.app.Stat(layout.BlobPath(m.Doc.Config.Digest))
+	return err == nil
+}
+
+// chainFile is a file that holds what one of the annotations of an image
+// says, decoded.
+func chainFile(name, annotation string, part func(sign.Chain) []byte) imageFile {
+	listed := func(_ *image, m *layout.Manifest) bool {
+		if m == nil || m.Doc == nil {
+			return false
+		}
+		chain, _, _ := sign.ReadChain(m.Doc.Annotations)
+		return part(chain) != nil
+	}
+	return imageFile{name, listed, func(_ context.Context, i *image) (*Item, error) {
+		m, err := i.manifest()
+		if err != nil || !listed(i, m) {
+			return nil, cmpErr(err)
+		}
+		chain, _, _ := sign.ReadChain(m.Doc.Annotations)
+		return fileOf(part(chain), i.snap.Attr, m.Attr.Mtime), nil
+	}}
+}
+
+// manifest reads the image's manifest; errAbsent if there is none to be read.
+func (i *image) manifest() (*layout.Manifest, error) {
+	m, err := i.snap.Manifest(i.entry)
+	if errors.Is(err, layout.ErrCorrupt) {
+		return nil, errAbsent
+	}
+	return m, err
+}
+
+// cmpErr is err, or errAbsent where there was no error.
+func cmpErr(err error) error {
+	if err == nil {
+		return errAbsent
+	}
+	return err
+}
+
+func word(v *sign.Verdict) []byte { return []byte(string(v.Status) + "\n") }
+
+func (i *image) ofVerdict(v *sign.Verdict, text []byte) *Item {
+	return fileOf(text, i.snap.Attr, max(v.Mtime, i.snap.Attr.Mtime))
+}
+
+// verdict is the full verdict if it is known, otherwise the one without layers.
+func (i *image) verdict(ctx context.Context) (*sign.Verdict, error) {
+	if full := i.t.Verifier.Known(i.app, i.snap, i.entry); full != nil {
+		return full, nil
+	}
+	return i.t.Verifier.Verify(ctx, i.app, i.snap, i.entry, false)
+}
+
+// verifyFull reads no layer before it is opened: until then its size is that of
+// `verified`.
+func verifyFull(_ context.Context, i *image) (*Item, error) {
+	if v := i.t.Verifier.Known(i.app, i.snap, i.entry); v != nil {
+		return fileOf(word(v), i.snap.Attr, i.snap.Attr.Mtime), nil
+	}
+	item := fileOf([]byte(string(sign.Verified)+"\n"), i.snap.Attr, i.snap.Attr.Mtime)
+	item.settle = func(ctx context.Context) ([]byte, error) {
+		v, err := i.t.Verifier.Verify(ctx, i.app, i.snap, i.entry, true)
+		if err != nil {
+			return nil, err
+		}
+		return word(v), nil
+	}
+	return item, nil
+}
+
+// manifestJSON is the blob itself, also when its bytes are not what its name
+// says: somebody will want to look at them.
+func manifestJSON(_ context.Context, i *image) (*Item, error) {
+	if i.entry.Digest == "" {
+		return nil, errAbsent
+	}
+	return blobItem(i.app, layout.BlobPath(i.entry.Digest))
+}
+
+// platformsDir is the directory platforms/ of an image directory. Its children
+// are the image directories of the images for each platform; that of an image
+// that is not an index is itself.
+type platformsDir struct{ of *imageDir }
+
+func (d *platformsDir) item(ctx context.Context) (*Item, error) {
+	item, err := d.of.item(ctx)
+	if err == nil {
+		item.dir = d
+	}
+	return item, err
+}
+
+func (d *platformsDir) images() ([]platformImage, error) {
+	image, err := d.of.open()
+	if err != nil {
+		return nil, err
+	}
+	return platformsOf(image.snap, image.entry)
+}
+
+func (d *platformsDir) lookup(ctx context.Context, name string) (*Item, error) {
+	list, err := d.images()
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range list {
+		if p.name == name {
+			// platforms/x/platforms/x is platforms/x.
+			return (&imageDir{d.of.t, d.of.app, d.of.tag, d.of.digest, name}).item(ctx)
+		}
+	}
+	return nil, errAbsent
+}
+
+func (d *platformsDir) list(context.Context) ([]Name, error) {
+	images, err := d.images()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, p := range images {
+		names = append(names, p.name)
+	}
+	return sorted(dirs(names...)), nil
+}
+
+// A platformImage is an image by its name in platforms/.
+type platformImage struct {
+	name  string
+	entry layout.Entry
+}
+
+// platformsOf lists the images that count in an entry by the names that they
+// have in platforms/. Names that would be the same get the digest's beginning.
+func platformsOf(snap *layout.Snapshot, e layout.Entry) ([]platformImage, error) {
+	images, err := snap.Images(e)
+	if errors.Is(err, layout.ErrCorrupt) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var list []platformImage
+	times := map[string]int{}
+	for _, image := range images {
+		m, err := snap.Manifest(image)
+		switch {
+		case errors.Is(err, layout.ErrMissing) && layout.IsIndex(e.MediaType), m != nil && m.Kind == layout.KindAttestation:
+			continue
+		case err != nil && !errors.Is(err, layout.ErrCorrupt):
+			return nil, err
+		}
+		name, ok := tagName(snap.PlatformName(image, m))
+		if !ok {
+			name = "unknown"
+		}
+		times[name]++
+		list = append(list, platformImage{name, image})
+	}
+	for i, p := range list {
+		if times[p.name] > 1 {
+			hex := p.entry.Digest.Encoded()
+			list[i].name += "-" + hex[:min(12, len(hex))]
+		}
+	}
+	return list, nil
+}
+
+// outcome is what reading `sign` gives.
+func (t *Tree) outcome(app string, d digest.Digest) []byte {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var b strings.Builder
+	if last := t.outcomes[movedKey{app, d}]; last != "" {
+		b.WriteString(last + "\n")
+	}
+	b.WriteString(usage)
+	return []byte(b.String())
+}

@@ -1,0 +1,537 @@
+package fs
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"irfs/layout"
+	"irfs/sign"
+)
+
+// A Tree is what a mount shows, as data: what is at a path. It knows nothing
+// of FUSE.
+type Tree struct {
+	Registry *layout.Registry
+	Verifier *sign.Verifier
+
+	certificate     []byte // the mount's own vendor.pub.sig, or nil
+	certificateFrom string
+	log             *eventLog
+	started         time.Time
+	version         func() []byte
+
+	mu       sync.Mutex
+	moved    map[movedKey]digest.Digest // what a signing made of a digest
+	outcomes map[movedKey]string        // of the last signing of an image
+}
+
+type movedKey struct {
+	app    string
+	digest digest.Digest
+}
+
+// NewTree gives the tree of a registry as it looks to one who trusts t.
+func NewTree(reg *layout.Registry, t *sign.Trust) *Tree {
+	return &Tree{
+		Registry: reg, Verifier: sign.NewVerifier(t),
+		log: newEventLog(), started: time.Now(), version: func() []byte { return nil },
+		moved: map[movedKey]digest.Digest{}, outcomes: map[movedKey]string{},
+	}
+}
+
+// errAbsent: there is nothing of that name.
+var errAbsent = fs.ErrNotExist
+
+// An Item is what is at one path: a directory, or a file of one of several
+// kinds.
+type Item struct {
+	Mode     fs.FileMode
+	UID, GID uint32
+	Size     int64
+	Mtime    int64 // nanoseconds since 1970
+
+	dir  dir
+	data []byte
+	// settle computes the real content of a file whose data is only presumed.
+	settle func(context.Context) ([]byte, error)
+	// blob opens a file of the layout; stamp tells which one it is.
+	blob  func() (*layout.Blob, error)
+	stamp layout.Stamp
+	// control: the file `sign` of an image directory.
+	control *imageDir
+	// live is a file that is another one for each reader.
+	live func(uid uint32) []byte
+	// drop: the directory import/.
+	drop bool
+}
+
+// A Name is an entry of a directory.
+type Name struct {
+	Name string
+	Mode fs.FileMode // type bits
+}
+
+// A dir is a directory of the tree. Its methods look at the registry as it is
+// at that moment.
+type dir interface {
+	item(ctx context.Context) (*Item, error)
+	lookup(ctx context.Context, name string) (*Item, error) // errAbsent
+	list(ctx context.Context) ([]Name, error)
+}
+
+// Stat gives what is at a path; "." or "" is the root.
+func (t *Tree) Stat(ctx context.Context, name string) (*Item, error) {
+	var d dir = &plainDir{t, "."}
+	item, err := d.item(ctx)
+	for part := range strings.SplitSeq(path.Clean("/"+name), "/") {
+		if part == "" {
+			continue
+		}
+		if err == nil && item.dir == nil {
+			err = errAbsent
+		}
+		if err == nil {
+			item, err = item.dir.lookup(ctx, part)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return item, err
+}
+
+// List gives the names in a directory, sorted.
+func (t *Tree) List(ctx context.Context, name string) ([]Name, error) {
+	item, err := t.Stat(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if item.dir == nil {
+		return []Name{{path.Base(name), 0}}, nil
+	}
+	return item.dir.list(ctx)
+}
+
+// Read gives the content of a file that the tree computes; for a blob it is
+// a reader of the file itself.
+func (t *Tree) Read(ctx context.Context, name string) (data []byte, blob *layout.Blob, err error) {
+	item, err := t.Stat(ctx, name)
+	switch {
+	case err != nil:
+		return nil, nil, err
+	case item.dir != nil:
+		return nil, nil, fmt.Errorf("%s: is a directory", name)
+	case item.blob != nil:
+		blob, err = item.blob()
+		return nil, blob, err
+	case item.settle != nil:
+		data, err = item.settle(ctx)
+		return data, nil, err
+	case item.live != nil:
+		return item.live(uint32(os.Getuid())), nil, nil
+	}
+	return item.data, nil, nil
+}
+
+func directory(d dir, attr layout.Attr) *Item {
+	return &Item{Mode: fs.ModeDir | attr.Mode.Perm()&0o555, UID: attr.UID, GID: attr.GID, Mtime: attr.Mtime, dir: d}
+}
+
+func fileOf(data []byte, like layout.Attr, mtime int64) *Item {
+	return &Item{
+		Mode: like.Mode.Perm() & 0o444, UID: like.UID, GID: like.GID,
+		Size: int64(len(data)), Mtime: mtime, data: data,
+	}
+}
+
+// blobItem is a file of an app's layout, byte for byte.
+func blobItem(app *layout.App, name string) (*Item, error) {
+	attr, err := app.Stat(name)
+	if err != nil || !attr.Mode.IsRegular() {
+		return nil, absent(err)
+	}
+	item := fileOf(nil, attr, attr.Mtime)
+	item.Size, item.stamp = attr.Size, attr.Stamp
+	item.blob = func() (*layout.Blob, error) { return app.OpenFile(name) }
+	return item, nil
+}
+
+// absent makes errAbsent of layout's ErrNotFound, and of nil.
+func absent(err error) error {
+	if err == nil || errors.Is(err, layout.ErrNotFound) {
+		return errAbsent
+	}
+	return err
+}
+
+func sorted(names []Name) []Name {
+	slices.SortFunc(names, func(a, b Name) int { return cmp.Compare(a.Name, b.Name) })
+	return names
+}
+
+func dirs(names ...string) []Name {
+	list := make([]Name, len(names))
+	for i, n := range names {
+		list[i] = Name{n, fs.ModeDir}
+	}
+	return list
+}
+
+// plainDir is MNT, a namespace MNT/library/, or an app MNT/nginx/. Its children
+// are apps and namespaces; in MNT itself also .irfs and import; in an app also
+// its layout, tags/, manifests/ and .irfs.
+type plainDir struct {
+	t    *Tree
+	name string // "." is MNT
+}
+
+func (d *plainDir) item(context.Context) (*Item, error) {
+	at, err := d.t.Registry.Dir(d.name)
+	if err != nil {
+		return nil, absent(err)
+	}
+	item := directory(d, at.Attr)
+	if at.App {
+		if app, err := d.t.Registry.App(d.name); err == nil {
+			if index, err := app.Stat("index.json"); err == nil {
+				item.Mtime = max(item.Mtime, index.Mtime)
+			}
+		}
+	}
+	return item, nil
+}
+
+func (d *plainDir) lookup(ctx context.Context, name string) (*Item, error) {
+	at, err := d.t.Registry.Dir(d.name)
+	if err != nil {
+		return nil, absent(err)
+	}
+	isRoot := d.name == "."
+	switch {
+	case isRoot && name == ".irfs":
+		return (&metaDir{d.t}).item(ctx)
+	case isRoot && name == "import":
+		item := directory(emptyDir{}, at.Attr)
+		item.Mode = fs.ModeDir | at.Mode.Perm()
+		item.drop = true
+		return item, nil
+	case at.App:
+		app, err := d.t.Registry.App(d.name)
+		if err != nil {
+			return nil, absent(err)
+		}
+		switch name {
+		case "oci-layout", "index.json":
+			return blobItem(app, name)
+		case "blobs":
+			return (&blobsDir{app, name}).item(ctx)
+		case "tags", "manifests":
+			return (&imagesDir{d.t, d.name, name}).item(ctx)
+		case ".irfs":
+			return (&appMetaDir{d.t, d.name}).item(ctx)
+		}
+	}
+	return (&plainDir{d.t, path.Join(d.name, name)}).item(ctx)
+}
+
+func (d *plainDir) list(context.Context) ([]Name, error) {
+	at, err := d.t.Registry.Dir(d.name)
+	if err != nil {
+		return nil, absent(err)
+	}
+	names, err := d.t.Registry.Dirs(d.name)
+	if err != nil {
+		return nil, err
+	}
+	list := dirs(names...)
+	if d.name == "." {
+		list = append(list, dirs("import")...)
+	}
+	if at.App {
+		list = append(list, Name{"oci-layout", 0}, Name{"index.json", 0})
+		list = append(list, dirs("blobs", "tags", "manifests")...)
+	}
+	return sorted(list), nil
+}
+
+// emptyDir is MNT/import/ where nothing is mounted: there is nothing in it.
+type emptyDir struct{}
+
+func (emptyDir) item(context.Context) (*Item, error)           { return nil, errAbsent }
+func (emptyDir) lookup(context.Context, string) (*Item, error) { return nil, errAbsent }
+func (emptyDir) list(context.Context) ([]Name, error)          { return nil, nil }
+
+// metaDir is MNT/.irfs/. Its children are version, log and ca/.
+type metaDir struct{ t *Tree }
+
+func (d *metaDir) root() (layout.Attr, error) {
+	at, err := d.t.Registry.Dir(".")
+	return at.Attr, err
+}
+
+func (d *metaDir) item(context.Context) (*Item, error) {
+	attr, err := d.root()
+	return directory(d, attr), err
+}
+
+func (d *metaDir) lookup(ctx context.Context, name string) (*Item, error) {
+	attr, err := d.root()
+	if err != nil {
+		return nil, err
+	}
+	switch name {
+	case "version":
+		return fileOf(d.t.version(), attr, d.t.started.UnixNano()), nil
+	case "log":
+		item := fileOf(nil, attr, d.t.started.UnixNano())
+		item.live = d.t.log.text
+		return item, nil
+	case "ca":
+		return (&caDir{d}).item(ctx)
+	}
+	return nil, errAbsent
+}
+
+func (d *metaDir) list(context.Context) ([]Name, error) {
+	return append(dirs("ca"), Name{"log", 0}, Name{"version", 0}), nil
+}
+
+// caDir is MNT/.irfs/ca/. Its children are <fingerprint>.pub, the root CAs
+// that the mount trusts.
+type caDir struct{ meta *metaDir }
+
+func (d *caDir) item(context.Context) (*Item, error) {
+	attr, err := d.meta.root()
+	return directory(d, attr), err
+}
+
+func (d *caDir) lookup(_ context.Context, name string) (*Item, error) {
+	attr, err := d.meta.root()
+	if err != nil {
+		return nil, err
+	}
+	for _, ca := range d.meta.t.Verifier.Trust.CAs() {
+		if name == ca.Fingerprint()+".pub" {
+			return fileOf(ca.DER(), attr, d.meta.t.started.UnixNano()), nil
+		}
+	}
+	return nil, errAbsent
+}
+
+func (d *caDir) list(context.Context) ([]Name, error) {
+	var list []Name
+	for _, ca := range d.meta.t.Verifier.Trust.CAs() {
+		list = append(list, Name{ca.Fingerprint() + ".pub", 0})
+	}
+	return sorted(list), nil
+}
+
+// appMetaDir is MNT/nginx/.irfs/. Its child is check.
+type appMetaDir struct {
+	t   *Tree
+	app string
+}
+
+func (d *appMetaDir) item(context.Context) (*Item, error) {
+	at, err := d.t.Registry.Dir(d.app)
+	if err != nil {
+		return nil, absent(err)
+	}
+	return directory(d, at.Attr), nil
+}
+
+func (d *appMetaDir) lookup(ctx context.Context, name string) (*Item, error) {
+	if name != "check" {
+		return nil, errAbsent
+	}
+	app, err := d.t.Registry.App(d.app)
+	if err != nil {
+		return nil, absent(err)
+	}
+	snap, err := app.Snapshot()
+	if err != nil {
+		return nil, absent(err)
+	}
+	wrong, err := d.t.Check(ctx, app, snap)
+	if err != nil {
+		return nil, err
+	}
+	text := "ok\n"
+	if len(wrong) > 0 {
+		text = strings.Join(wrong, "\n") + "\n"
+	}
+	return fileOf([]byte(text), snap.Attr, snap.Attr.Mtime), nil
+}
+
+func (d *appMetaDir) list(context.Context) ([]Name, error) { return []Name{{"check", 0}}, nil }
+
+// Check gives a sentence for each thing that is wrong with an app.
+func (t *Tree) Check(ctx context.Context, app *layout.App, snap *layout.Snapshot) ([]string, error) {
+	var wrong []string
+	if err := app.CheckVersion(); errors.Is(err, layout.ErrCorrupt) {
+		wrong = append(wrong, err.Error())
+	} else if err != nil {
+		return nil, err
+	}
+	if snap.Err != nil {
+		return append(wrong, snap.Err.Error()), nil
+	}
+	for _, tag := range snap.Tags() {
+		if e, err := snap.Tag(tag); err == nil && e.Digest == "" {
+			wrong = append(wrong, e.Err.Error())
+		}
+	}
+	entries, err := snap.Entries()
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if layout.IsIndex(e.MediaType) && e.Err == nil {
+			_, err := snap.Manifest(e)
+			if errors.Is(err, layout.ErrCorrupt) && !errors.Is(err, layout.ErrMissing) {
+				wrong = append(wrong, fmt.Sprintf("%s: %v", e.Digest, err))
+			}
+			continue
+		}
+		v, err := t.Verifier.Verify(ctx, app, snap, e, false)
+		if err != nil {
+			return nil, err
+		}
+		if v.Status == sign.Corrupt && (!v.Missing || len(snap.TagsOf(e.Digest)) > 0) {
+			wrong = append(wrong, fmt.Sprintf("%s: %s", e.Digest, v.Reason))
+		}
+	}
+	return wrong, nil
+}
+
+// blobsDir is MNT/nginx/blobs/, whose children are sha256/ and sha512/, and
+// each of those, whose children are the blobs.
+type blobsDir struct {
+	app  *layout.App
+	path string // in the layout
+}
+
+func (d *blobsDir) item(context.Context) (*Item, error) {
+	attr, err := d.app.Stat(d.path)
+	if err != nil || !attr.Mode.IsDir() {
+		return nil, absent(err)
+	}
+	return directory(d, attr), nil
+}
+
+func (d *blobsDir) lookup(ctx context.Context, name string) (*Item, error) {
+	if d.path == "blobs" {
+		if name != "sha256" && name != "sha512" {
+			return nil, errAbsent
+		}
+		return (&blobsDir{d.app, path.Join(d.path, name)}).item(ctx)
+	}
+	if _, err := layout.ParseDigest(path.Base(d.path) + ":" + name); err != nil {
+		return nil, errAbsent
+	}
+	return blobItem(d.app, path.Join(d.path, name))
+}
+
+func (d *blobsDir) list(context.Context) ([]Name, error) {
+	top := d.path == "blobs"
+	names, err := d.app.List(d.path, top)
+	if err != nil {
+		return nil, absent(err)
+	}
+	var list []Name
+	for _, n := range names {
+		if top && (n == "sha256" || n == "sha512") {
+			list = append(list, Name{n, fs.ModeDir})
+		}
+		if _, err := layout.ParseDigest(path.Base(d.path) + ":" + n); err == nil {
+			list = append(list, Name{n, 0})
+		}
+	}
+	return sorted(list), nil
+}
+
+// imagesDir is MNT/nginx/tags/ or MNT/nginx/manifests/. Its children are
+// image directories.
+type imagesDir struct {
+	t    *Tree
+	app  string
+	name string // tags or manifests
+}
+
+func (d *imagesDir) snapshot() (*layout.Snapshot, error) {
+	app, err := d.t.Registry.App(d.app)
+	if err != nil {
+		return nil, absent(err)
+	}
+	snap, err := app.Snapshot()
+	if err != nil {
+		return nil, absent(err)
+	}
+	return snap, nil
+}
+
+func (d *imagesDir) item(context.Context) (*Item, error) {
+	at, err := d.t.Registry.Dir(d.app)
+	if err != nil || !at.App {
+		return nil, absent(err)
+	}
+	snap, err := d.snapshot()
+	if err != nil {
+		return nil, err
+	}
+	item := directory(d, at.Attr)
+	item.Mtime = snap.Attr.Mtime
+	return item, nil
+}
+
+func (d *imagesDir) lookup(ctx context.Context, name string) (*Item, error) {
+	image := &imageDir{t: d.t, app: d.app}
+	var ok bool
+	if d.name == "tags" {
+		image.tag, ok = tagOf(name)
+	} else {
+		image.digest, ok = digestOf(name)
+	}
+	if !ok {
+		return nil, errAbsent
+	}
+	return image.item(ctx)
+}
+
+func (d *imagesDir) list(context.Context) ([]Name, error) {
+	snap, err := d.snapshot()
+	if err != nil {
+		return nil, err
+	}
+	if snap.Err != nil {
+		return nil, nil
+	}
+	var names []string
+	if d.name == "tags" {
+		for _, tag := range snap.Tags() {
+			if name, ok := tagName(tag); ok {
+				names = append(names, name)
+			}
+		}
+	} else {
+		entries, err := snap.Entries()
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			names = append(names, digestName(e.Digest))
+		}
+	}
+	return sorted(dirs(names...)), nil
+}

@@ -1,0 +1,250 @@
+package layout
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+const indexName = "index.json"
+
+// An App is one OCI image layout. What it remembers of the files it read is
+// checked against their stamps at each use.
+type App struct {
+	Name   string
+	parent int // the directory that Name is resolved beneath
+
+	turn chan struct{} // held by the goroutine that changes the app
+
+	mu      sync.Mutex
+	snap    *Snapshot // the last reading of index.json
+	seen    sighting
+	good    *Snapshot // the last one that could be used
+	indexes map[string]*readIndex
+}
+
+// readIndex is a nested index as it was read from its blob.
+type readIndex struct {
+	seen  sighting
+	index *v1.Index
+}
+
+func (a *App) open() (int, error) { return openDir(a.parent, a.Name) }
+
+// A Snapshot is what an app's index.json said at one instant. It never changes;
+// blobs are read, and checked against it, when they are asked for.
+type Snapshot struct {
+	Attr Attr  // of index.json, or of the app's directory where it is missing
+	Err  error // ErrCorrupt: why index.json cannot be used
+
+	app *App
+	sum [sha256.Size]byte
+	*content
+}
+
+// content is what a Snapshot has of index.json's bytes, shared by all that
+// have the same ones.
+type content struct {
+	index *v1.Index
+	tags  map[string]int          // row in index, or twice
+	rows  map[digest.Digest][]int // rows in index
+
+	mu      sync.Mutex
+	reached *reached // the last walk through the nested indexes
+}
+
+const twice = -1 // a tag that is given twice
+
+// refName is the annotation that holds a tag, OCI image-spec v1.1, annotations.md.
+const refName = v1.AnnotationRefName
+
+// Snapshot gives the present state of the app. Its error is the system's; an
+// index.json that cannot be used gives a snapshot with Err.
+//
+// A file that does not parse and changed a moment ago may be one that another
+// tool is writing in place: it is read again, and then the last good state serves,
+// for as long as the file counts as racy.
+func (a *App) Snapshot() (*Snapshot, error) {
+	dirfd, err := a.open()
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) {
+			return nil, fmt.Errorf("%s: no such app: %w", a.Name, ErrNotFound)
+		}
+		return nil, err
+	}
+	defer closeFD(dirfd)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.snap != nil && !a.seen.racy() {
+		if attr, err := statBeneath(dirfd, indexName); err == nil && attr.Stamp == a.seen.Stamp {
+			return a.snap, nil
+		}
+	}
+	for try := 0; ; try++ {
+		snap, _, err := a.load(dirfd)
+		if err != nil {
+			return nil, err
+		}
+		if snap.Err == nil {
+			a.good = snap
+			return snap, nil
+		}
+		if torn := time.Now().UnixNano()-snap.Attr.Mtime < int64(racyFor); !torn {
+			return snap, nil
+		}
+		if try == 3 {
+			if a.good != nil {
+				return a.good, nil
+			}
+			return snap, nil
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// load reads index.json, with a.mu held, and gives its bytes as well.
+func (a *App) load(dirfd int) (*Snapshot, []byte, error) {
+	data, seen, attr, err := readFile(dirfd, indexName, -1, MaxIndex)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = corruptf("%s: not there", indexName)
+	}
+	if err != nil && !errors.Is(err, ErrCorrupt) {
+		return nil, nil, err
+	}
+	if err != nil {
+		if dir, err := fstat(dirfd, a.Name); err == nil && attr == (Attr{}) {
+			attr = dir
+		}
+		a.snap = nil
+		return &Snapshot{Attr: attr, Err: err, app: a, content: newContent(&v1.Index{})}, nil, nil
+	}
+	sum := sha256.Sum256(data)
+	if a.snap != nil && a.snap.sum == sum {
+		again := *a.snap
+		again.Attr = attr
+		a.snap, a.seen = &again, seen
+		return a.snap, data, nil
+	}
+	index, err := ParseIndex(data, "")
+	if err != nil {
+		err = fmt.Errorf("%s: %w", indexName, err)
+		index = &v1.Index{}
+	}
+	a.snap, a.seen = &Snapshot{Attr: attr, Err: err, app: a, sum: sum, content: newContent(index)}, seen
+	return a.snap, data, nil
+}
+
+func newContent(index *v1.Index) *content {
+	c := &content{index: index, tags: map[string]int{}, rows: map[digest.Digest][]int{}}
+	for i, d := range index.Manifests {
+		c.rows[d.Digest] = append(c.rows[d.Digest], i)
+		tag := d.Annotations[refName]
+		if tag == "" {
+			continue
+		}
+		if _, ok := c.tags[tag]; ok {
+			i = twice
+		}
+		c.tags[tag] = i
+	}
+	return c
+}
+
+// An Entry is an image or index that index.json reaches. Where Err is set
+// (ErrCorrupt) the descriptor cannot be relied on.
+type Entry struct {
+	v1.Descriptor
+	Err error
+}
+
+// Tags lists the app's tags, sorted.
+func (s *Snapshot) Tags() []string {
+	tags := make([]string, 0, len(s.tags))
+	for tag := range s.tags {
+		tags = append(tags, tag)
+	}
+	slices.Sort(tags)
+	return tags
+}
+
+// TagsOf lists the tags that name the digest, sorted.
+func (s *Snapshot) TagsOf(d digest.Digest) []string {
+	tags := []string{}
+	for _, row := range s.rows[d] {
+		if tag := s.index.Manifests[row].Annotations[refName]; tag != "" {
+			tags = append(tags, tag)
+		}
+	}
+	slices.Sort(tags)
+	return slices.Compact(tags)
+}
+
+// Tag gives what a tag names; ErrNotFound if there is no such tag.
+func (s *Snapshot) Tag(tag string) (Entry, error) {
+	if s.Err != nil {
+		return Entry{}, s.Err
+	}
+	row, ok := s.tags[tag]
+	switch {
+	case !ok:
+		return Entry{}, fmt.Errorf("%s: no tag %q: %w", s.app.Name, tag, ErrNotFound)
+	case row == twice:
+		return Entry{Err: corruptf("%s: the tag %q is given twice", indexName, tag)}, nil
+	}
+	return s.entry(s.index.Manifests[row]), nil
+}
+
+// entry is the Entry of a descriptor, after a look at the others in index.json
+// that have its digest.
+func (s *Snapshot) entry(d v1.Descriptor) Entry {
+	for _, row := range s.rows[d.Digest] {
+		if err := disagreement(d, s.index.Manifests[row]); err != nil {
+			return Entry{d, err}
+		}
+	}
+	return Entry{d, nil}
+}
+
+// disagreement is nil if two descriptors of one digest say the same of it.
+func disagreement(a, b v1.Descriptor) error {
+	if a.Size != b.Size || a.MediaType != b.MediaType {
+		return corruptf("%s: its descriptors disagree: %d bytes of %s, and %d bytes of %s", a.Digest, a.Size, a.MediaType, b.Size, b.MediaType)
+	}
+	return nil
+}
+
+// Digest gives the image or index of that digest; ErrNotFound if index.json
+// does not reach it.
+func (s *Snapshot) Digest(d digest.Digest) (Entry, error) {
+	if s.Err != nil {
+		return Entry{}, s.Err
+	}
+	if rows := s.rows[d]; len(rows) > 0 {
+		return s.entry(s.index.Manifests[rows[0]]), nil
+	}
+	e, ok, err := s.nested(d)
+	if err == nil && !ok {
+		err = fmt.Errorf("%s: no image or index %s: %w", s.app.Name, d, ErrNotFound)
+	}
+	return e, err
+}
+
+// Resolve gives what a reference names, a digest or else a tag.
+func (s *Snapshot) Resolve(ref string) (Entry, error) {
+	d, err := ParseDigest(ref)
+	if err == nil {
+		return s.Digest(d)
+	}
+	if _, tag := s.tags[ref]; !tag && (strings.HasPrefix(ref, "sha256:") || strings.HasPrefix(ref, "sha512:")) {
+		return Entry{}, err
+	}
+	return s.Tag(ref)
+}

@@ -1,0 +1,434 @@
+package layout
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+// LockWait is how long a change waits for another process that holds the app.
+const LockWait = 30 * time.Second
+
+// errMoved: index.json is not what this change was computed from.
+var errMoved = errors.New("index.json changed meanwhile")
+
+// locked is an app that this goroutine may change: it holds flock(2) on the
+// app's own oci-layout.
+type locked struct {
+	app   *App
+	dirfd int
+	lock  int
+}
+
+func (l *locked) release() {
+	closeFD(l.lock)
+	closeFD(l.dirfd)
+	<-l.app.turn
+}
+
+// lock waits its turn in this process, then for other processes: at most
+// LockWait (ErrBusy), or until ctx is done.
+func (a *App) lock(ctx context.Context) (*locked, error) {
+	deadline := time.NewTimer(LockWait)
+	defer deadline.Stop()
+	busy := fmt.Errorf("%s: another process is changing this app (waited %v): %w", a.Name, LockWait, ErrBusy)
+	select {
+	case a.turn <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-deadline.C:
+		return nil, busy
+	}
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		l, err := a.tryLock()
+		if l != nil {
+			return l, nil
+		}
+		if err == nil {
+			select {
+			case <-time.After(wait):
+				continue
+			case <-ctx.Done():
+				err = ctx.Err()
+			case <-deadline.C:
+				err = busy
+			}
+		}
+		<-a.turn
+		return nil, err
+	}
+}
+
+// tryLock gives nil, nil when somebody else has the lock.
+func (a *App) tryLock() (*locked, error) {
+	dirfd, err := a.open()
+	if err != nil {
+		return nil, notFound(a.Name, err)
+	}
+	// NFS makes flock a POSIX lock, which wants a descriptor that can write.
+	fd, err := openBeneath(dirfd, "oci-layout", unix.O_RDWR, 0)
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+		fd, err = openBeneath(dirfd, "oci-layout", unix.O_RDONLY, 0)
+	}
+	if err != nil {
+		closeFD(dirfd)
+		return nil, notFound(a.Name+"/oci-layout", err)
+	}
+	l := &locked{a, dirfd, fd}
+	err = tryLock(fd)
+	if err == nil && l.named() {
+		return l, nil
+	}
+	closeFD(fd)
+	closeFD(dirfd)
+	if err == nil || err == unix.EWOULDBLOCK {
+		return nil, nil
+	}
+	return nil, pathError("flock", a.Name+"/oci-layout", err)
+}
+
+// named says whether what is locked is still what has the app's name.
+func (l *locked) named() bool {
+	named, err1 := statBeneath(l.app.parent, path.Join(l.app.Name, "oci-layout"))
+	held, err2 := fstat(l.lock, "oci-layout")
+	return err1 == nil && err2 == nil && named.Dev == held.Dev && named.Ino == held.Ino
+}
+
+// An Edit sets annotations on one manifest, whose bytes are those that were
+// read and checked.
+type Edit struct {
+	Manifest *Manifest
+	Set      []Annotation
+}
+
+// A Change is what was done to an app.
+type Change struct {
+	// Moved gives the new digest of every manifest and index that changed;
+	// empty if everything was as wanted already.
+	Moved map[digest.Digest]digest.Digest
+	// Before is the state that was changed.
+	Before *Snapshot
+	// LeftBehind names what refers to an old digest and still does, such
+	// as a cosign signature: a sentence part for each.
+	LeftBehind []string
+}
+
+// Annotate changes annotations of images, and with them the digests in every
+// index above, up to index.json, in one step that is durable when Annotate
+// returns. plan is called, under the app's lock, with the app's present
+// state, and gives what is to be set; it may be called again if a tool that
+// does not lock came in between.
+func (a *App) Annotate(ctx context.Context, plan func(*Snapshot) ([]Edit, error)) (*Change, error) {
+	l, err := a.lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer l.release()
+	for start := time.Now(); ; {
+		snap, raw, seen, err := l.read()
+		if err != nil {
+			return nil, err
+		}
+		edits, err := plan(snap)
+		if err != nil {
+			return nil, err
+		}
+		blobs, index, moved, err := snap.rewrite(raw, edits)
+		if err != nil {
+			return nil, err
+		}
+		change := &Change{Moved: moved, Before: snap}
+		if len(moved) == 0 {
+			return change, nil
+		}
+		change.LeftBehind = snap.leftBehind(edits, moved)
+		err = l.publish(ctx, snap, seen, blobs, index)
+		if !errors.Is(err, errMoved) {
+			return change, err
+		}
+		if time.Since(start) > LockWait {
+			return nil, fmt.Errorf("%s: another tool keeps changing this app: %w", a.Name, ErrBusy)
+		}
+	}
+}
+
+// read reads index.json anew, under the lock. A torn one is refused.
+func (l *locked) read() (*Snapshot, []byte, sighting, error) {
+	for try := 0; ; try++ {
+		l.app.mu.Lock()
+		snap, raw, err := l.app.load(l.dirfd)
+		seen := l.app.seen
+		l.app.mu.Unlock()
+		if err != nil {
+			return nil, nil, seen, err
+		}
+		if snap.Err == nil {
+			return snap, raw, seen, nil
+		}
+		if torn := time.Now().UnixNano()-snap.Attr.Mtime < int64(racyFor); !torn {
+			return nil, nil, seen, snap.Err
+		}
+		if try == 10 {
+			return nil, nil, seen, fmt.Errorf("%s: another tool seems to be writing it (%w): %w", l.app.Name, snap.Err, ErrBusy)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// newBlob is a blob that a change brings.
+type newBlob struct {
+	v1.Descriptor
+	bytes []byte
+	old   digest.Digest // the blob whose owner and mode it takes
+}
+
+// rewrite computes, in memory and bottom-up, every blob that the edits make
+// new, each once, and the new index.json.
+func (s *Snapshot) rewrite(raw []byte, edits []Edit) ([]newBlob, []byte, map[digest.Digest]digest.Digest, error) {
+	r, err := s.all()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	dirfd, err := s.app.open()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	defer closeFD(dirfd)
+
+	var blobs []newBlob
+	moves := map[digest.Digest]move{}
+	moved := map[digest.Digest]digest.Digest{}
+	put := func(d v1.Descriptor, was, is []byte, limit int) error {
+		if bytes.Equal(was, is) {
+			return nil
+		}
+		if len(is) > limit {
+			return limitf("%s: would grow to %d bytes, over the limit of %d", d.Digest, len(is), limit)
+		}
+		old := d.Digest
+		d.Digest, d.Size, d.Data = old.Algorithm().FromBytes(is), int64(len(is)), nil
+		moves[old] = move{Digest: d.Digest, Size: d.Size, Bytes: is}
+		moved[old] = d.Digest
+		blobs = append(blobs, newBlob{d, is, old})
+		return nil
+	}
+	var touched []digest.Digest
+	for _, e := range edits {
+		is, err := setAnnotations(e.Manifest.Bytes, e.Set)
+		if err == nil {
+			err = put(e.Manifest.Descriptor, e.Manifest.Bytes, is, MaxManifest)
+		}
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		if r.nodes[e.Manifest.Digest] == nil {
+			return nil, nil, nil, fmt.Errorf("%s: index.json does not reach it: %w", e.Manifest.Digest, ErrNotFound)
+		}
+		touched = append(touched, e.Manifest.Digest)
+	}
+	for _, d := range r.upward(touched) {
+		n := r.nodes[d]
+		was, _, _, err := readBlob(dirfd, n.Descriptor, MaxIndex)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		is, err := moveDescriptors(was, moves)
+		if err == nil {
+			err = put(n.Descriptor, was, is, MaxIndex)
+		}
+		if err != nil {
+			return nil, nil, nil, fmt.Errorf("%s: %w", d, err)
+		}
+	}
+	index, err := moveDescriptors(raw, moves)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("%s: %w", indexName, err)
+	}
+	if len(index) > MaxIndex {
+		return nil, nil, nil, limitf("%s: would grow to %d bytes, over the limit of %d", indexName, len(index), MaxIndex)
+	}
+	return blobs, index, moved, nil
+}
+
+// upward lists the indexes above the given digests so that each comes after
+// all those in it.
+func (r *reached) upward(from []digest.Digest) []digest.Digest {
+	above := r.above(from...)
+	in := map[digest.Digest]bool{}
+	for _, d := range above {
+		in[d] = true
+	}
+	var order []digest.Digest
+	done := map[digest.Digest]bool{}
+	var visit func(d digest.Digest) // at most MaxIndexDepth deep
+	visit = func(d digest.Digest) {
+		if done[d] {
+			return
+		}
+		done[d] = true
+		for _, child := range r.indexes[d].index.Manifests {
+			if in[child.Digest] {
+				visit(child.Digest)
+			}
+		}
+		order = append(order, d)
+	}
+	for _, d := range above {
+		visit(d)
+	}
+	return order
+}
+
+// publish writes the blobs, then index.json, in the order that keeps every
+// moment whole (package comment). errMoved: index.json is another by now.
+func (l *locked) publish(ctx context.Context, snap *Snapshot, seen sighting, blobs []newBlob, index []byte) error {
+	w, err := newWork(l.dirfd)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	dirs := map[string]bool{}
+	for _, b := range blobs {
+		if err := l.putBlob(w, b); err != nil {
+			return err
+		}
+		dirs[path.Dir(BlobPath(b.Digest))] = true
+	}
+	for dir := range dirs {
+		if err := syncDir(l.dirfd, dir); err != nil {
+			return err
+		}
+	}
+	return l.putIndex(ctx, w, snap, seen, index)
+}
+
+// putIndex puts a new index.json in the place of the one that snap is of.
+func (l *locked) putIndex(ctx context.Context, w *work, snap *Snapshot, seen sighting, index []byte) error {
+	f, err := createNamed(w)
+	if err != nil {
+		return err
+	}
+	defer f.close()
+	if _, err := f.Write(index); err != nil {
+		return err
+	}
+	if err := takeOwner(f.fd, indexName, snap.Attr, readACL(l.dirfd, indexName)); err != nil {
+		return err
+	}
+	if err := fsync(f.fd, indexName); err != nil {
+		return err
+	}
+	if !l.unchanged(snap, seen) {
+		return errMoved
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := f.replace(w, l.dirfd, indexName); err != nil {
+		return err
+	}
+	return fsync(l.dirfd, l.app.Name)
+}
+
+// unchanged says whether index.json still is what snap was read from.
+func (l *locked) unchanged(snap *Snapshot, seen sighting) bool {
+	if !seen.racy() {
+		attr, err := statBeneath(l.dirfd, indexName)
+		return err == nil && attr.Stamp == seen.Stamp
+	}
+	data, _, _, err := readFile(l.dirfd, indexName, -1, MaxIndex)
+	return err == nil && sha256.Sum256(data) == snap.sum
+}
+
+// putBlob makes sure that the blob is there, whole and durable but for its
+// name, with the owner and mode of the one that it follows.
+func (l *locked) putBlob(w *work, b newBlob) error {
+	name := BlobPath(b.Digest)
+	algorithm := b.Digest.Algorithm()
+	there := hashFile(l.dirfd, name, algorithm) == b.Digest
+	if there {
+		fd, _, err := openRegular(l.dirfd, name)
+		if err != nil {
+			return err
+		}
+		defer closeFD(fd)
+		return fsync(fd, name) // whoever wrote it may not have
+	}
+	dir, err := openDir(l.dirfd, path.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer closeFD(dir)
+	f, err := createIn(dir, w)
+	if err != nil {
+		return err
+	}
+	defer f.close()
+	if _, err := f.Write(b.bytes); err != nil {
+		return err
+	}
+	like, err := statBeneath(l.dirfd, BlobPath(b.old))
+	if err != nil {
+		return err
+	}
+	if err := takeOwner(f.fd, name, like, readACL(l.dirfd, BlobPath(b.old))); err != nil {
+		return err
+	}
+	if err := fsync(f.fd, name); err != nil {
+		return err
+	}
+	err = f.place(dir, path.Base(name))
+	if errors.Is(err, fs.ErrExist) { // with other bytes, as was seen above
+		err = f.replace(w, dir, path.Base(name))
+	}
+	return err
+}
+
+// maxReferrers is how many manifests of an app are read to find those whose
+// subject is an image that was changed.
+const maxReferrers = 1000
+
+// leftBehind names what refers to a manifest that the change replaces:
+// tags as cosign and the referrers tag schema make them, and manifests
+// with a subject (OCI image-spec v1.1, manifest.md).
+func (s *Snapshot) leftBehind(edits []Edit, moved map[digest.Digest]digest.Digest) []string {
+	var left []string
+	for old := range moved {
+		prefix := old.Algorithm().String() + "-" + old.Encoded()
+		for tag := range s.tags {
+			if rest, ok := strings.CutPrefix(tag, prefix); ok && (rest == "" || rest[0] == '.') {
+				left = append(left, fmt.Sprintf("tag %s (of %s)", tag, old))
+			}
+		}
+	}
+	entries, err := s.Entries()
+	if err != nil {
+		return left
+	}
+	for _, e := range entries[:min(len(entries), maxReferrers)] {
+		if _, ok := moved[e.Digest]; ok || !IsManifest(e.MediaType) || e.Size > MaxManifest {
+			continue
+		}
+		m, err := s.Manifest(e)
+		if err != nil || m.Doc.Subject == nil {
+			continue
+		}
+		if _, ok := moved[m.Doc.Subject.Digest]; ok {
+			left = append(left, fmt.Sprintf("%s (its subject is %s)", e.Digest, m.Doc.Subject.Digest))
+		}
+	}
+	slices.SortFunc(left, cmp.Compare)
+	return left
+}

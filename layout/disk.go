@@ -1,0 +1,548 @@
+package layout
+
+// This file holds every system call that touches a registry. The rules:
+//
+//   - A path is resolved beneath a directory that is open already, and no
+//     symbolic link in it is followed (openat2(2)); what it names must be a
+//     regular file, or a directory where one is expected. O_NONBLOCK, so that
+//     a FIFO cannot make the open wait.
+//   - A file is never changed where it stands. It is written under no name or
+//     under a working name, synced, and then takes its place in one step.
+//   - A call that a signal interrupted is made again; waiting is done outside.
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Stamp tells one state of a file from another: device, inode, size in
+// bytes, modification and change time in nanoseconds since 1970.
+type Stamp struct {
+	Dev, Ino     uint64
+	Size         int64
+	Mtime, Ctime int64
+}
+
+// Attr is what a file's status says of it besides its Stamp.
+type Attr struct {
+	Stamp
+	Mode     fs.FileMode // permission bits and type
+	UID, GID uint32
+}
+
+// racyFor is how long after a change a file's times cannot be trusted to show
+// the next one ("racily clean", Documentation/technical/racy-git.txt in git).
+const racyFor = 2 * time.Second
+
+// A sighting is a file's stamp, with the time before which its content was
+// read.
+type sighting struct {
+	Stamp
+	at int64 // nanoseconds since 1970
+}
+
+// racy says whether the file may have been changed after it was read with
+// no trace of it in the stamp.
+func (s sighting) racy() bool {
+	return s.at-max(s.Mtime, s.Ctime) < int64(racyFor)
+}
+
+func retry(call func() error) error {
+	for {
+		err := call()
+		// openat2 answers EAGAIN when a rename raced with RESOLVE_BENEATH.
+		if err != unix.EINTR && err != unix.EAGAIN {
+			return err
+		}
+	}
+}
+
+func pathError(op, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &fs.PathError{Op: op, Path: name, Err: err}
+}
+
+// openBeneath opens name below the directory dirfd, "." being itself.
+func openBeneath(dirfd int, name string, flags int, mode uint32) (int, error) {
+	how := unix.OpenHow{
+		Flags:   uint64(flags | unix.O_CLOEXEC | unix.O_NOCTTY),
+		Mode:    uint64(mode),
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	}
+	if flags&unix.O_PATH == 0 {
+		how.Flags |= unix.O_NONBLOCK
+	}
+	var fd int
+	err := retry(func() (err error) {
+		fd, err = unix.Openat2(dirfd, name, &how)
+		return err
+	})
+	switch err {
+	case nil:
+		return fd, nil
+	case unix.ELOOP:
+		return -1, corruptf("%s: a symbolic link stands in the way, and is not followed", name)
+	}
+	return -1, pathError("open", name, err)
+}
+
+func openDir(dirfd int, name string) (int, error) {
+	fd, err := openBeneath(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if errors.Is(err, unix.ENOTDIR) {
+		return -1, corruptf("%s: not a directory: %w", name, unix.ENOTDIR)
+	}
+	return fd, err
+}
+
+func closeFD(fd int) { unix.Close(fd) }
+
+func attrOf(st *unix.Stat_t) Attr {
+	mode := fs.FileMode(st.Mode & 0o777)
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+	case unix.S_IFDIR:
+		mode |= fs.ModeDir
+	case unix.S_IFLNK:
+		mode |= fs.ModeSymlink
+	case unix.S_IFIFO:
+		mode |= fs.ModeNamedPipe
+	case unix.S_IFSOCK:
+		mode |= fs.ModeSocket
+	default:
+		mode |= fs.ModeDevice
+	}
+	return Attr{
+		Stamp: Stamp{Dev: st.Dev, Ino: st.Ino, Size: st.Size, Mtime: st.Mtim.Nano(), Ctime: st.Ctim.Nano()},
+		Mode:  mode, UID: st.Uid, GID: st.Gid,
+	}
+}
+
+func fstat(fd int, name string) (Attr, error) {
+	var st unix.Stat_t
+	if err := retry(func() error { return unix.Fstat(fd, &st) }); err != nil {
+		return Attr{}, pathError("stat", name, err)
+	}
+	return attrOf(&st), nil
+}
+
+// statBeneath tells what name is; a symbolic link at its end is reported as
+// one, one in the middle is refused.
+func statBeneath(dirfd int, name string) (Attr, error) {
+	fd, err := openBeneath(dirfd, name, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return Attr{}, err
+	}
+	defer closeFD(fd)
+	return fstat(fd, name)
+}
+
+// openRegular opens a regular file for reading.
+func openRegular(dirfd int, name string) (int, Attr, error) {
+	fd, err := openBeneath(dirfd, name, unix.O_RDONLY, 0)
+	if errors.Is(err, unix.ENXIO) { // a socket, or a device without a driver
+		return -1, Attr{}, corruptf("%s: not a regular file", name)
+	}
+	if err != nil {
+		return -1, Attr{}, err
+	}
+	attr, err := fstat(fd, name)
+	if err == nil && !attr.Mode.IsRegular() {
+		err = corruptf("%s: not a regular file but %s", name, kindOf(attr.Mode))
+	}
+	if err != nil {
+		closeFD(fd)
+		return -1, Attr{}, err
+	}
+	return fd, attr, nil
+}
+
+func kindOf(mode fs.FileMode) string {
+	switch {
+	case mode.IsDir():
+		return "a directory"
+	case mode&fs.ModeSymlink != 0:
+		return "a symbolic link"
+	case mode&fs.ModeNamedPipe != 0:
+		return "a FIFO"
+	case mode&fs.ModeSocket != 0:
+		return "a socket"
+	case mode&fs.ModeDevice != 0:
+		return "a device"
+	}
+	return "a regular file"
+}
+
+// fdReader reads an open file from its start, whoever else moves its offset.
+type fdReader struct {
+	fd   int
+	name string
+	off  int64
+}
+
+func (r *fdReader) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	var n int
+	err := retry(func() (err error) {
+		n, err = unix.Pread(r.fd, p, r.off)
+		return err
+	})
+	if err != nil {
+		return 0, pathError("read", r.name, err)
+	}
+	if n == 0 {
+		return 0, io.EOF
+	}
+	r.off += int64(n)
+	return n, nil
+}
+
+// readFile reads a whole regular file of at most limit bytes; where want is
+// not negative its size must be exactly that. The size is checked before a
+// byte is read.
+func readFile(dirfd int, name string, want, limit int64) ([]byte, sighting, Attr, error) {
+	at := time.Now().UnixNano()
+	fd, attr, err := openRegular(dirfd, name)
+	if err != nil {
+		return nil, sighting{}, attr, err
+	}
+	defer closeFD(fd)
+	switch {
+	case want >= 0 && attr.Size != want:
+		err = corruptf("%s: %d bytes, and not the %d of its descriptor", name, attr.Size, want)
+	case attr.Size > limit:
+		err = limitf("%s: %d bytes, over the limit of %d", name, attr.Size, limit)
+	}
+	if err != nil {
+		return nil, sighting{}, attr, err
+	}
+	data := make([]byte, attr.Size)
+	n, err := io.ReadFull(&fdReader{fd: fd, name: name}, data)
+	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+		return nil, sighting{}, attr, err
+	}
+	// A file that shrank meanwhile is short here, and its digest is wrong.
+	return data[:n], sighting{attr.Stamp, at}, attr, nil
+}
+
+// An entry of a directory, as readDir gives it.
+type dirent struct {
+	name string
+	mode fs.FileMode // type bits only
+}
+
+// readDir lists name below dirfd, in no order.
+func readDir(dirfd int, name string) ([]dirent, error) {
+	fd, err := openDir(dirfd, name)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	list, err := f.ReadDir(-1)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]dirent, len(list))
+	for i, e := range list {
+		out[i] = dirent{e.Name(), e.Type()}
+	}
+	return out, nil
+}
+
+// tryLock takes flock(2) without waiting; EWOULDBLOCK when it is held.
+func tryLock(fd int) error {
+	for {
+		err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+func writeAll(fd int, name string, data []byte) error {
+	for len(data) > 0 {
+		n, err := unix.Write(fd, data)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return pathError("write", name, err)
+		}
+		data = data[n:]
+	}
+	return nil
+}
+
+func fsync(fd int, name string) error {
+	return pathError("fsync", name, retry(func() error { return unix.Fsync(fd) }))
+}
+
+func syncDir(dirfd int, name string) error {
+	fd, err := openDir(dirfd, name)
+	if err != nil {
+		return err
+	}
+	defer closeFD(fd)
+	return fsync(fd, name)
+}
+
+func mkdir(dirfd int, name string, mode uint32) error {
+	return pathError("mkdir", name, retry(func() error { return unix.Mkdirat(dirfd, name, mode) }))
+}
+
+func rename(fromfd int, from string, tofd int, to string, flags uint) error {
+	return pathError("rename", to, retry(func() error { return unix.Renameat2(fromfd, from, tofd, to, flags) }))
+}
+
+func unlink(dirfd int, name string) error {
+	return pathError("unlink", name, retry(func() error { return unix.Unlinkat(dirfd, name, 0) }))
+}
+
+func rmdir(dirfd int, name string) error {
+	return pathError("rmdir", name, retry(func() error { return unix.Unlinkat(dirfd, name, unix.AT_REMOVEDIR) }))
+}
+
+// removeAll removes name and what is below it, as far as that goes.
+func removeAll(dirfd int, name string) {
+	if unlink(dirfd, name) == nil {
+		return
+	}
+	if list, err := readDir(dirfd, name); err == nil {
+		if fd, err := openDir(dirfd, name); err == nil {
+			for _, e := range list {
+				removeAll(fd, e.name)
+			}
+			closeFD(fd)
+		}
+	}
+	rmdir(dirfd, name)
+}
+
+// takeOwner gives an open file the owner, mode and ACL of another. An owner
+// that this process may not give away stays this process's own, as with any
+// editor that saves by renaming.
+func takeOwner(fd int, name string, like Attr, acl []byte) error {
+	unix.Fchown(fd, int(like.UID), int(like.GID))
+	if err := unix.Fchmod(fd, uint32(like.Mode.Perm())); err != nil {
+		return pathError("chmod", name, err)
+	}
+	if acl != nil {
+		if err := unix.Fsetxattr(fd, aclName, acl, 0); err != nil && err != unix.ENOTSUP {
+			return pathError("setfacl", name, err)
+		}
+	}
+	return nil
+}
+
+const aclName = "system.posix_acl_access"
+
+// readACL gives a file's POSIX ACL in the kernel's form, or nil.
+func readACL(dirfd int, name string) []byte {
+	fd, err := openBeneath(dirfd, name, unix.O_RDONLY, 0)
+	if err != nil {
+		return nil
+	}
+	defer closeFD(fd)
+	buf := make([]byte, 4096)
+	n, err := unix.Fgetxattr(fd, aclName, buf)
+	if err != nil {
+		return nil
+	}
+	return buf[:n]
+}
+
+// workName is where working files lie that need a name: in an app, or in the
+// registry for an app that is not there yet.
+const workName = ".irfs"
+
+// A work directory is <parent>/.irfs/<random>/, held by flock(2) as long as
+// its owner lives, so that what a killed process left can be told and removed.
+type work struct {
+	parent int // borrowed
+	name   string
+	fd     int
+}
+
+// newWork makes a work directory in the open directory parent, after removing
+// those whose owner is gone.
+func newWork(parent int) (*work, error) {
+	like, err := fstat(parent, ".")
+	if err != nil {
+		return nil, err
+	}
+	for range 100 {
+		w, err := tryWork(parent, like)
+		if err != nil || w != nil {
+			return w, err
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return nil, fmt.Errorf("%s: another process keeps it locked: %w", workName, ErrBusy)
+}
+
+// tryWork is one attempt at newWork; nil, nil when another process was in
+// between.
+func tryWork(parent int, like Attr) (*work, error) {
+	if err := mkdir(parent, workName, 0o700); err == nil {
+		// Whoever may write here may also work here.
+		if fd, err := openDir(parent, workName); err == nil {
+			unix.Fchmod(fd, uint32(like.Mode.Perm()))
+			closeFD(fd)
+		}
+	} else if !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	top, err := openDir(parent, workName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer closeFD(top) // and with it the lock
+	if tryLock(top) != nil {
+		return nil, nil
+	}
+	open, err := fstat(top, workName)
+	if err != nil {
+		return nil, err
+	}
+	named, err := statBeneath(parent, workName)
+	if err != nil || named.Ino != open.Ino || named.Dev != open.Dev {
+		return nil, nil
+	}
+	sweep(top)
+	name := path.Join(workName, strings.ToLower(rand.Text()))
+	if err := mkdir(parent, name, 0o700); err != nil {
+		return nil, err
+	}
+	fd, err := openDir(parent, name)
+	if err == nil {
+		err = tryLock(fd)
+	}
+	if err != nil {
+		rmdir(parent, name)
+		return nil, err
+	}
+	return &work{parent, name, fd}, nil
+}
+
+// sweep removes the work directories below the locked directory top that
+// nobody holds.
+func sweep(top int) {
+	list, _ := readDir(top, ".")
+	for _, e := range list {
+		if fd, err := openDir(top, e.name); err == nil {
+			held := tryLock(fd) != nil
+			closeFD(fd)
+			if held {
+				continue
+			}
+		}
+		removeAll(top, e.name)
+	}
+}
+
+// close removes the work directory with what is in it.
+func (w *work) close() {
+	removeAll(w.parent, w.name)
+	rmdir(w.parent, workName) // only when nobody else works there
+	closeFD(w.fd)
+}
+
+// A newFile is a file that is being written and has not taken its place yet.
+type newFile struct {
+	fd   int
+	dir  int    // where it lies if it has a name
+	name string // "" for an unnamed one (O_TMPFILE)
+}
+
+// noTmpfile remembers the devices whose file system has no O_TMPFILE.
+var noTmpfile sync.Map
+
+// createIn makes a new file on the file system of the directory dirfd: an
+// unnamed one where that can be, otherwise one in w.
+func createIn(dirfd int, w *work) (*newFile, error) {
+	attr, err := fstat(dirfd, ".")
+	if err != nil {
+		return nil, err
+	}
+	if _, not := noTmpfile.Load(attr.Dev); !not {
+		fd, err := openBeneath(dirfd, ".", unix.O_RDWR|unix.O_TMPFILE, 0o600)
+		if err == nil {
+			return &newFile{fd: fd, dir: dirfd}, nil
+		}
+		if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.ENOENT) {
+			return nil, err
+		}
+		noTmpfile.Store(attr.Dev, true)
+	}
+	return createNamed(w)
+}
+
+func createNamed(w *work) (*newFile, error) {
+	name := strings.ToLower(rand.Text())
+	fd, err := openBeneath(w.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return &newFile{fd: fd, dir: w.fd, name: name}, nil
+}
+
+// place gives the file its name, where there must be none by that name yet.
+func (f *newFile) place(dirfd int, name string) error {
+	if f.name == "" {
+		return pathError("link", name, retry(func() error {
+			return unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.fd), dirfd, name, unix.AT_SYMLINK_FOLLOW)
+		}))
+	}
+	err := rename(f.dir, f.name, dirfd, name, unix.RENAME_NOREPLACE)
+	if err == nil {
+		f.name = ""
+	}
+	return err
+}
+
+// replace puts the file in the place of the one that has the name, at once.
+func (f *newFile) replace(w *work, dirfd int, name string) error {
+	if f.name == "" {
+		tmp := strings.ToLower(rand.Text())
+		if err := f.place(w.fd, tmp); err != nil {
+			return err
+		}
+		f.dir, f.name = w.fd, tmp
+	}
+	err := rename(f.dir, f.name, dirfd, name, 0)
+	if err == nil {
+		f.name = ""
+	}
+	return err
+}
+
+func (f *newFile) Write(p []byte) (int, error) {
+	if err := writeAll(f.fd, "new file", p); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+func (f *newFile) close() {
+	if f.name != "" {
+		unlink(f.dir, f.name)
+	}
+	closeFD(f.fd)
+}

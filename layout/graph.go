@@ -1,0 +1,254 @@
+package layout
+
+import (
+	"errors"
+	"slices"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// reached is the outcome of one walk from index.json through every nested
+// index. Each digest is in it once.
+type reached struct {
+	order   []digest.Digest
+	nodes   map[digest.Digest]*node
+	indexes map[digest.Digest]*readIndex // nil for one that could not be read
+}
+
+type node struct {
+	Entry
+	parents []digest.Digest // the nested indexes that list it
+}
+
+// walk visits what the given descriptors lead to, breadth first, so that a
+// digest that is reached in several ways is visited at its least depth, once.
+func (s *Snapshot) walk(from []v1.Descriptor) (*reached, error) {
+	dirfd, err := s.app.open()
+	if err != nil {
+		return nil, err
+	}
+	defer closeFD(dirfd)
+	r := &reached{nodes: map[digest.Digest]*node{}, indexes: map[digest.Digest]*readIndex{}}
+	var level []v1.Descriptor
+	visit := func(d v1.Descriptor, parent digest.Digest) {
+		n, seen := r.nodes[d.Digest]
+		if !seen {
+			n = &node{Entry: s.entry(d)}
+			r.nodes[d.Digest] = n
+			r.order = append(r.order, d.Digest)
+			if IsIndex(d.MediaType) {
+				level = append(level, d)
+			}
+		} else if err := disagreement(n.Descriptor, d); err != nil {
+			n.Err = err
+		}
+		if parent != "" && !slices.Contains(n.parents, parent) {
+			n.parents = append(n.parents, parent)
+		}
+	}
+	for _, d := range from {
+		visit(d, "")
+	}
+	for depth := 1; len(level) > 0; depth++ {
+		this := level
+		level = nil
+		for _, d := range this {
+			n := r.nodes[d.Digest]
+			if depth > MaxIndexDepth {
+				n.Err = limitf("%s: an index at depth %d; at most %d lie inside each other", d.Digest, depth, MaxIndexDepth)
+				continue
+			}
+			ri, err := s.app.readIndex(dirfd, d)
+			switch {
+			case errors.Is(err, ErrMissing): // a sparse index
+			case errors.Is(err, ErrCorrupt):
+				n.Err = err
+			case err != nil:
+				return nil, err
+			}
+			r.indexes[d.Digest] = ri
+			if ri == nil {
+				continue
+			}
+			for _, child := range ri.index.Manifests {
+				visit(child, d.Digest)
+			}
+		}
+	}
+	return r, nil
+}
+
+// readIndex reads a nested index, or gives the last reading while its file
+// is as it was.
+func (a *App) readIndex(dirfd int, d v1.Descriptor) (*readIndex, error) {
+	key := string(d.Digest)
+	a.mu.Lock()
+	old := a.indexes[key]
+	a.mu.Unlock()
+	if old != nil && old.seen.Size == d.Size && !old.seen.racy() {
+		if attr, err := statBeneath(dirfd, BlobPath(d.Digest)); err == nil && attr.Stamp == old.seen.Stamp {
+			return old, nil
+		}
+	}
+	data, seen, _, err := readBlob(dirfd, d, MaxIndex)
+	if err != nil {
+		return nil, err
+	}
+	ri := &readIndex{seen: seen}
+	if old != nil {
+		// Its bytes have the same digest, so it says the same.
+		ri.index = old.index
+	} else if ri.index, err = ParseIndex(data, d.MediaType); err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.indexes) >= 4096 {
+		clear(a.indexes)
+	}
+	a.indexes[key] = ri
+	return ri, nil
+}
+
+// all gives a walk over everything, as the nested indexes are now.
+func (s *Snapshot) all() (*reached, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.reached; r != nil {
+		if ok, err := s.current(r, nil); err != nil || ok {
+			return r, err
+		}
+	}
+	r, err := s.walk(s.index.Manifests)
+	if err == nil {
+		s.reached = r
+	}
+	return r, err
+}
+
+// current says whether the nested indexes of a walk (all, or those given) are
+// still what they were.
+func (s *Snapshot) current(r *reached, only []digest.Digest) (bool, error) {
+	if len(r.indexes) == 0 {
+		return true, nil
+	}
+	dirfd, err := s.app.open()
+	if err != nil {
+		return false, err
+	}
+	defer closeFD(dirfd)
+	same := func(d digest.Digest) bool {
+		was := r.indexes[d]
+		ri, _ := s.app.readIndex(dirfd, r.nodes[d].Descriptor)
+		// A reading that was renewed shares its parsed index with the old one.
+		return (ri == nil) == (was == nil) && (ri == nil || ri.index == was.index)
+	}
+	if only != nil {
+		for _, d := range only {
+			if !same(d) {
+				return false, nil
+			}
+		}
+		return true, nil
+	}
+	for d := range r.indexes {
+		if !same(d) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// nested finds a digest that index.json itself does not list. For one that is
+// there only the indexes on the way to it are looked at again.
+func (s *Snapshot) nested(d digest.Digest) (Entry, bool, error) {
+	s.mu.Lock()
+	r := s.reached
+	s.mu.Unlock()
+	if r != nil {
+		if n := r.nodes[d]; n != nil {
+			if ok, err := s.current(r, r.above(d)); err == nil && ok {
+				return n.Entry, true, nil
+			}
+		}
+	}
+	r, err := s.all()
+	if err != nil {
+		return Entry{}, false, err
+	}
+	if n := r.nodes[d]; n != nil {
+		return n.Entry, true, nil
+	}
+	return Entry{}, false, nil
+}
+
+// above lists every index on any way from index.json to d.
+func (r *reached) above(ds ...digest.Digest) []digest.Digest {
+	var list []digest.Digest
+	seen := map[digest.Digest]bool{}
+	for len(ds) > 0 {
+		n := r.nodes[ds[0]]
+		ds = ds[1:]
+		for _, p := range n.parents {
+			if !seen[p] {
+				seen[p] = true
+				list = append(list, p)
+				ds = append(ds, p)
+			}
+		}
+	}
+	return list
+}
+
+// Entries lists every image and index that index.json reaches, each digest
+// once, those of index.json first.
+func (s *Snapshot) Entries() ([]Entry, error) {
+	if s.Err != nil {
+		return nil, s.Err
+	}
+	r, err := s.all()
+	if err != nil {
+		return nil, err
+	}
+	list := make([]Entry, len(r.order))
+	for i, d := range r.order {
+		list[i] = r.nodes[d].Entry
+	}
+	return list, nil
+}
+
+// Images lists what an index holds that is not an index itself, through
+// every depth, each digest once. An index that cannot be relied on is in the
+// list, with its Err; one that is not in the layout is not. What is not an
+// index is its own only image.
+func (s *Snapshot) Images(e Entry) ([]Entry, error) {
+	if !IsIndex(e.MediaType) || e.Err != nil {
+		return []Entry{e}, nil
+	}
+	r, err := s.walk([]v1.Descriptor{e.Descriptor})
+	if err != nil {
+		return nil, err
+	}
+	if r.nodes[e.Digest].Err == nil && r.indexes[e.Digest] == nil {
+		return nil, missing(e.Descriptor)
+	}
+	var list []Entry
+	for _, d := range r.order {
+		if n := r.nodes[d]; n.Err != nil || !IsIndex(n.MediaType) {
+			list = append(list, n.Entry)
+		}
+	}
+	return list, nil
+}
+
+func missing(d v1.Descriptor) error {
+	return corruptf("%s: %w", d.Digest, errNotThere)
+}
+
+var errNotThere = missingError{}
+
+type missingError struct{}
+
+func (missingError) Error() string        { return "not in the layout" }
+func (missingError) Is(target error) bool { return target == ErrMissing }

@@ -1,0 +1,435 @@
+package layout
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Kind is what a manifest stands for.
+type Kind string
+
+const (
+	KindImage       Kind = "image"
+	KindIndex       Kind = "index"
+	KindArtifact    Kind = "artifact"    // a manifest whose config is not that of an image
+	KindAttestation Kind = "attestation" // what BuildKit says of an image, beside it in its index
+)
+
+const inToto = "application/vnd.in-toto+json"
+
+// A Manifest is a manifest or index as it was read: the bytes, which have the
+// descriptor's size and digest, and what the strict parse found in them.
+type Manifest struct {
+	v1.Descriptor
+	Kind  Kind
+	Bytes []byte
+	Attr  Attr
+	Doc   *v1.Manifest // nil for an index, and for a media type that is neither
+
+	seen sighting
+}
+
+// A Config is an image's config as it was read, checked like a Manifest.
+type Config struct {
+	Bytes []byte
+	Doc   *v1.Image
+
+	seen sighting
+}
+
+// readBlob reads a whole blob and checks it against its descriptor. Errors
+// are ErrCorrupt (ErrMissing, ErrLimit), or the system's.
+func readBlob(dirfd int, d v1.Descriptor, limit int64) ([]byte, sighting, Attr, error) {
+	if d.Size > limit {
+		return nil, sighting{}, Attr{}, limitf("%s: %d bytes, over the limit of %d", d.Digest, d.Size, limit)
+	}
+	data, seen, attr, err := readFile(dirfd, BlobPath(d.Digest), d.Size, limit)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, seen, attr, missing(d)
+	}
+	if err != nil {
+		return nil, seen, attr, err
+	}
+	if d.Digest.Algorithm().FromBytes(data) != d.Digest {
+		return nil, seen, attr, corruptf("%s: the blob's bytes do not have this digest", BlobPath(d.Digest))
+	}
+	if d.Data != nil && !bytes.Equal(d.Data, data) {
+		return nil, seen, attr, corruptf("%s: the data inlined in its descriptor is not the blob's", d.Digest)
+	}
+	return data, seen, attr, nil
+}
+
+// Manifest reads the manifest or index of an entry.
+func (s *Snapshot) Manifest(e Entry) (*Manifest, error) {
+	if e.Err != nil {
+		return nil, e.Err
+	}
+	dirfd, err := s.app.open()
+	if err != nil {
+		return nil, err
+	}
+	defer closeFD(dirfd)
+	limit := int64(MaxManifest)
+	if IsIndex(e.MediaType) {
+		limit = MaxIndex
+	}
+	m := &Manifest{Descriptor: e.Descriptor}
+	if m.Bytes, m.seen, m.Attr, err = readBlob(dirfd, e.Descriptor, limit); err != nil {
+		return nil, err
+	}
+	switch {
+	case IsIndex(e.MediaType):
+		m.Kind = KindIndex
+		_, err = ParseIndex(m.Bytes, e.MediaType)
+	case IsManifest(e.MediaType):
+		m.Doc, err = ParseManifest(m.Bytes, e.MediaType)
+		if err == nil {
+			m.Kind = kindOfManifest(e.Descriptor, m.Doc)
+		}
+	default:
+		m.Kind = KindArtifact
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", e.Digest, err)
+	}
+	return m, nil
+}
+
+func kindOfManifest(d v1.Descriptor, m *v1.Manifest) Kind {
+	if isAttestation(d, m) {
+		return KindAttestation
+	}
+	if !IsConfig(m.Config.MediaType) || m.ArtifactType != "" {
+		return KindArtifact
+	}
+	return KindImage
+}
+
+// isAttestation: all three signs have to be there, for any one of them alone
+// can be put on a real image to keep it from counting.
+func isAttestation(d v1.Descriptor, m *v1.Manifest) bool {
+	if d.Platform == nil || d.Platform.OS != "unknown" || d.Platform.Architecture != "unknown" {
+		return false
+	}
+	if _, ok := d.Annotations["vnd.docker.reference.type"]; !ok || len(m.Layers) == 0 {
+		return false
+	}
+	for _, l := range m.Layers {
+		if l.MediaType != inToto {
+			return false
+		}
+	}
+	return true
+}
+
+// Config reads the config of an image, and checks that it has as many layers
+// as the manifest.
+func (s *Snapshot) Config(m *Manifest) (*Config, error) {
+	dirfd, err := s.app.open()
+	if err != nil {
+		return nil, err
+	}
+	defer closeFD(dirfd)
+	c := &Config{}
+	if c.Bytes, c.seen, _, err = readBlob(dirfd, m.Doc.Config, MaxConfig); err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	if c.Doc, err = ParseConfig(c.Bytes); err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	return c, nil
+}
+
+// ConfigBytes reads the config blob of any manifest as it is; it need not be
+// an image's.
+func (s *Snapshot) ConfigBytes(m *Manifest) ([]byte, error) {
+	dirfd, err := s.app.open()
+	if err != nil {
+		return nil, err
+	}
+	defer closeFD(dirfd)
+	data, _, _, err := readBlob(dirfd, m.Doc.Config, MaxConfig)
+	return data, err
+}
+
+// CheckRootFS checks that a config's rootfs fits the manifest's layers.
+func CheckRootFS(m *Manifest, c *Config) error {
+	if t := c.Doc.RootFS.Type; t != "layers" {
+		return corruptf("config: rootfs.type is %q, and not \"layers\"", t)
+	}
+	if l, d := len(m.Doc.Layers), len(c.Doc.RootFS.DiffIDs); l != d {
+		return corruptf("the manifest has %d layers, the config %d diff_ids", l, d)
+	}
+	return nil
+}
+
+// CheckLayer reads a whole layer: the blob has to have its descriptor's size
+// and digest, and what it unpacks to, to the end of the stream, the digest
+// diffID. It adds the blob to seen. It stops when ctx is done.
+func (s *Snapshot) CheckLayer(ctx context.Context, d v1.Descriptor, diffID digest.Digest, seen *Seen) error {
+	dirfd, err := s.app.open()
+	if err != nil {
+		return err
+	}
+	defer closeFD(dirfd)
+	at := time.Now().UnixNano()
+	name := BlobPath(d.Digest)
+	fd, attr, err := openRegular(dirfd, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return missing(d)
+	}
+	if err != nil {
+		return err
+	}
+	defer closeFD(fd)
+	if attr.Size != d.Size {
+		return corruptf("%s: %d bytes, and not the %d of its descriptor", name, attr.Size, d.Size)
+	}
+	blob := d.Digest.Algorithm().Hash()
+	source := &readFrom{ctx: ctx, r: io.TeeReader(&fdReader{fd: fd, name: name}, blob)}
+	diff := diffID.Algorithm().Hash()
+	unpackErr := unpack(diff, source, d.MediaType)
+	if _, err := io.Copy(io.Discard, source); err != nil { // what the decompressor left
+		unpackErr = err
+	}
+	if source.err != nil { // the system's, or the caller's: says nothing about the layer
+		return source.err
+	}
+	if digest.NewDigest(d.Digest.Algorithm(), blob) != d.Digest {
+		return corruptf("%s: the blob's bytes do not have this digest", name)
+	}
+	if unpackErr != nil {
+		return unpackErr
+	}
+	if got := digest.NewDigest(diffID.Algorithm(), diff); got != diffID {
+		return corruptf("%s: unpacks to %s, and the config's diff_id is %s", d.Digest, got, diffID)
+	}
+	seen.add(name, d.Digest, sighting{attr.Stamp, at})
+	return nil
+}
+
+// readFrom keeps the error of a reader apart from those of what reads it.
+type readFrom struct {
+	ctx context.Context
+	r   io.Reader
+	err error
+}
+
+func (r *readFrom) Read(p []byte) (int, error) {
+	if r.err == nil {
+		r.err = r.ctx.Err()
+	}
+	if r.err != nil {
+		return 0, r.err
+	}
+	n, err := r.r.Read(p)
+	if err != nil && err != io.EOF {
+		r.err = err
+	}
+	return n, err
+}
+
+// unpack writes what a layer of that media type unpacks to.
+func unpack(w io.Writer, r io.Reader, mediaType string) error {
+	fail := func(err error) error { return corruptf("layer: cannot be unpacked: %w", err) }
+	base := strings.TrimSuffix(mediaType, "+gzip")
+	switch {
+	case strings.HasSuffix(mediaType, "+gzip") && isTar(base), strings.HasSuffix(mediaType, ".tar.gzip"):
+		z, err := gzip.NewReader(r)
+		if err == nil {
+			_, err = io.Copy(w, z)
+		}
+		if err != nil {
+			return fail(err)
+		}
+	case strings.HasSuffix(mediaType, "+zstd") || strings.HasSuffix(mediaType, ".tar.zstd"):
+		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20))
+		if err == nil {
+			defer z.Close()
+			_, err = io.Copy(w, z)
+		}
+		if err != nil {
+			return fail(err)
+		}
+	case isTar(mediaType):
+		if _, err := io.Copy(w, r); err != nil {
+			return fail(err)
+		}
+	default:
+		return corruptf("layer: of media type %q, which irfs cannot unpack to check it", mediaType)
+	}
+	return nil
+}
+
+func isTar(mediaType string) bool { return strings.HasSuffix(mediaType, ".tar") }
+
+// Seen is what was read of some blobs, so that it can be told later, by a few
+// calls of stat, whether reading them again would give the same.
+type Seen struct{ files []seenFile }
+
+type seenFile struct {
+	sighting
+	digest digest.Digest
+}
+
+func (s *Seen) add(_ string, d digest.Digest, at sighting) {
+	s.files = append(s.files, seenFile{at, d})
+}
+
+// Add adds a manifest that was read.
+func (s *Seen) Add(m *Manifest) { s.add("", m.Digest, m.seen) }
+
+// AddConfig adds an image's config that was read.
+func (s *Seen) AddConfig(m *Manifest, c *Config) { s.add("", m.Doc.Config.Digest, c.seen) }
+
+// Mtime is the newest modification time of the blobs, in nanoseconds since 1970.
+func (s *Seen) Mtime() int64 {
+	var t int64
+	for _, f := range s.files {
+		t = max(t, f.Mtime)
+	}
+	return t
+}
+
+// Same says whether the blobs are still those that were read. One whose times
+// prove nothing yet is hashed again. What was found is kept in the result.
+func (s *Snapshot) Same(seen Seen) (Seen, bool) {
+	dirfd, err := s.app.open()
+	if err != nil {
+		return seen, false
+	}
+	defer closeFD(dirfd)
+	for i, f := range seen.files {
+		name := BlobPath(f.digest)
+		attr, err := statBeneath(dirfd, name)
+		if err != nil || attr.Stamp != f.Stamp {
+			return seen, false
+		}
+		if !f.racy() {
+			continue
+		}
+		at := time.Now().UnixNano()
+		if hashFile(dirfd, name, f.digest.Algorithm()) != f.digest {
+			return seen, false
+		}
+		again := append([]seenFile(nil), seen.files...)
+		again[i].at = at
+		seen.files = again
+	}
+	return seen, true
+}
+
+// hashFile gives the digest of a regular file, or "".
+func hashFile(dirfd int, name string, algorithm digest.Algorithm) digest.Digest {
+	fd, _, err := openRegular(dirfd, name)
+	if err != nil {
+		return ""
+	}
+	defer closeFD(fd)
+	h := algorithm.Hash()
+	if _, err := io.Copy(h, &fdReader{fd: fd, name: name}); err != nil {
+		return ""
+	}
+	return digest.NewDigest(algorithm, h)
+}
+
+// A Blob is an open file of a layout: a blob, index.json or oci-layout.
+type Blob struct {
+	fd   int
+	name string
+	Attr Attr
+}
+
+// FD is the file's descriptor; it belongs to the Blob.
+func (b *Blob) FD() int { return b.fd }
+
+// Close closes the file.
+func (b *Blob) Close() { closeFD(b.fd) }
+
+// ReadAt reads like io.ReaderAt.
+func (b *Blob) ReadAt(p []byte, off int64) (int, error) {
+	return io.ReadFull(&fdReader{fd: b.fd, name: b.name, off: off}, p)
+}
+
+// OpenFile opens a file of the layout by its path in it, as it stands.
+// ErrNotFound if it is not there, or is not a regular file.
+func (a *App) OpenFile(name string) (*Blob, error) {
+	dirfd, err := a.open()
+	if err != nil {
+		return nil, err
+	}
+	defer closeFD(dirfd)
+	fd, attr, err := openRegular(dirfd, name)
+	if err != nil {
+		return nil, notFound(name, err)
+	}
+	return &Blob{fd, name, attr}, nil
+}
+
+// Stat tells what a file or directory of the layout is, by its path in it.
+func (a *App) Stat(name string) (Attr, error) {
+	dirfd, err := a.open()
+	if err != nil {
+		return Attr{}, notFound(a.Name, err)
+	}
+	defer closeFD(dirfd)
+	attr, err := statBeneath(dirfd, name)
+	if err == nil && !attr.Mode.IsRegular() && !attr.Mode.IsDir() {
+		err = corruptf("%s: %s", name, kindOf(attr.Mode))
+	}
+	return attr, notFound(name, err)
+}
+
+// List lists the names in a directory of the layout: regular files, or
+// directories.
+func (a *App) List(name string, dirs bool) ([]string, error) {
+	dirfd, err := a.open()
+	if err != nil {
+		return nil, err
+	}
+	defer closeFD(dirfd)
+	list, err := readDir(dirfd, name)
+	if err != nil {
+		return nil, notFound(name, err)
+	}
+	var names []string
+	for _, e := range list {
+		if dirs && e.mode.IsDir() || !dirs && e.mode.IsRegular() {
+			names = append(names, e.name)
+		}
+	}
+	return names, nil
+}
+
+func notFound(name string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) {
+		return fmt.Errorf("%s: %w", name, ErrNotFound)
+	}
+	return err
+}
+
+// CheckVersion checks the app's file oci-layout; ErrCorrupt if its version is
+// not one that irfs knows (OCI image-spec v1.1, image-layout.md).
+func (a *App) CheckVersion() error {
+	dirfd, err := a.open()
+	if err != nil {
+		return err
+	}
+	defer closeFD(dirfd)
+	data, _, _, err := readFile(dirfd, "oci-layout", -1, MaxManifest)
+	if err != nil {
+		return err
+	}
+	return checkOCILayout(data)
+}

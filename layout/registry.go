@@ -1,0 +1,254 @@
+package layout
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Kinds of error that callers branch on. ErrCorrupt, ErrLimit and ErrDigest
+// stand beside the code that finds them; what the system said (ENOSPC, EIO …)
+// comes through as it is.
+var (
+	// ErrMissing: a blob that is named is not in the layout. Also ErrCorrupt.
+	ErrMissing = errors.New("missing")
+	// ErrNotFound: no app, tag or digest of that name. Nothing is wrong with what is there.
+	ErrNotFound = errors.New("not found")
+	// ErrExist: the app, or the tag with another digest, is there already.
+	ErrExist = errors.New("exists")
+	// ErrBusy: another process is changing the app, or did so in between again and again.
+	ErrBusy = errors.New("busy")
+	// ErrName: a name that no app or tag may have.
+	ErrName = errors.New("not a usable name")
+)
+
+// MaxName is the longest name, in bytes, of an app's part or of a file.
+const MaxName = 255
+
+// A Registry is an Image Registry: a directory whose sub-directories with a
+// file `oci-layout` are apps. It is safe for use by many goroutines.
+type Registry struct {
+	path string
+	fd   int
+
+	mu   sync.Mutex
+	apps map[string]*App
+}
+
+// Open opens the registry in the directory dir.
+func Open(dir string) (*Registry, error) {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("registry: %w", pathError("open", dir, err))
+	}
+	return &Registry{path: dir, fd: fd, apps: map[string]*App{}}, nil
+}
+
+// Close closes the registry; its apps cannot be used any more.
+func (r *Registry) Close() { closeFD(r.fd) }
+
+// Path is the directory that Open was given.
+func (r *Registry) Path() string { return r.path }
+
+// Writable says whether this process may create files in the registry.
+func (r *Registry) Writable() bool {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(r.fd, &st); err == nil && st.Flags&unix.ST_RDONLY != 0 {
+		return false
+	}
+	return unix.Faccessat(r.fd, ".", unix.W_OK, unix.AT_EACCESS) == nil
+}
+
+// A Dir is a directory of a registry: an app, or a namespace, which only holds
+// others.
+type Dir struct {
+	Attr
+	App bool
+}
+
+// Dir tells what the directory name is ("." is the registry itself).
+// ErrNotFound: there is no directory of that name, or one that cannot be an app.
+func (r *Registry) Dir(name string) (Dir, error) {
+	if name != "." && !appName(name) {
+		return Dir{}, fmt.Errorf("%s: %w", name, ErrNotFound)
+	}
+	fd, err := openDir(r.fd, name)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) {
+		return Dir{}, fmt.Errorf("%s: no such app: %w", name, ErrNotFound)
+	}
+	if err != nil {
+		return Dir{}, err
+	}
+	defer closeFD(fd)
+	attr, err := fstat(fd, name)
+	if err != nil {
+		return Dir{}, err
+	}
+	return Dir{attr, name != "." && isLayout(fd)}, nil
+}
+
+func isLayout(dirfd int) bool {
+	attr, err := statBeneath(dirfd, "oci-layout")
+	return err == nil && attr.Mode.IsRegular()
+}
+
+// Dirs lists the directories in the directory name ("." is the registry
+// itself) that are apps or namespaces, sorted. What the view of an app or of
+// the registry itself uses as a name is left out (see Hidden).
+func (r *Registry) Dirs(name string) ([]string, error) {
+	d, err := r.Dir(name)
+	if err != nil {
+		return nil, err
+	}
+	list, err := readDir(r.fd, name)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range list {
+		if e.mode.IsDir() && appName(e.name) && !Hidden(e.name, d.App, name == ".") {
+			names = append(names, e.name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// Hidden says whether an app of that name, directly in an app or in the
+// registry itself, is hidden by a name that the mounted view has there.
+func Hidden(name string, inApp, inRoot bool) bool {
+	switch name {
+	case "blobs", "tags", "manifests", "index.json", "oci-layout":
+		return inApp
+	case "import":
+		return inRoot
+	}
+	return false
+}
+
+// appName says whether name, which may have several parts, can be that of an
+// app or a namespace.
+func appName(name string) bool {
+	for part := range strings.SplitSeq(name, "/") {
+		if part == "" || part[0] == '.' || len(part) > MaxName || strings.IndexByte(part, 0) >= 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// CheckName says why a new app cannot have that name (ErrName), or nil.
+func (r *Registry) CheckName(name string) error {
+	if !appName(name) || strings.ContainsFunc(name, func(c rune) bool { return c < ' ' || c == 0x7f || c == '\uFFFD' }) {
+		return fmt.Errorf("%q cannot be the name of an app: each part of it is 1 to %d bytes, does not begin with a dot and has no control characters: %w", name, MaxName, ErrName)
+	}
+	parts := strings.Split(name, "/")
+	for i, part := range parts {
+		parent := path.Join(parts[:i]...)
+		inApp := false
+		if i > 0 {
+			d, err := r.Dir(parent)
+			inApp = err == nil && d.App
+		}
+		if Hidden(part, inApp, i == 0) {
+			return fmt.Errorf("%q cannot be the name of an app: a mount has a file %q there: %w", name, part, ErrName)
+		}
+	}
+	return nil
+}
+
+// A Found is what a walk over a registry found that is, or looks like, an app.
+type Found struct {
+	Name string
+	// Shown is false for what a mount does not show; Why says the reason.
+	Shown bool
+	Why   string
+}
+
+// Apps walks the whole registry and gives every app in it, sorted by name,
+// also those that a mount hides, and symbolic links to apps.
+func (r *Registry) Apps() ([]Found, error) {
+	var found []Found
+	var walk func(dir string, hidden string) error
+	walk = func(dir, hidden string) error {
+		d, err := r.Dir(dir)
+		if err != nil {
+			return err
+		}
+		list, err := readDir(r.fd, dir)
+		if err != nil {
+			return err
+		}
+		slices.SortFunc(list, func(a, b dirent) int { return strings.Compare(a.name, b.name) })
+		for _, e := range list {
+			name := path.Join(dir, e.name)
+			if !appName(e.name) {
+				continue
+			}
+			if e.mode&fs.ModeSymlink != 0 {
+				if r.linksToApp(name) {
+					found = append(found, Found{Name: name, Why: "a symbolic link, which is not followed"})
+				}
+				continue
+			}
+			if !e.mode.IsDir() || d.App && e.name == "blobs" {
+				continue
+			}
+			why := hidden
+			if why == "" && Hidden(e.name, d.App, dir == ".") {
+				why = fmt.Sprintf("the name %q is taken in a mount; rename the app", e.name)
+			}
+			sub, err := r.Dir(name)
+			if errors.Is(err, ErrNotFound) { // gone meanwhile
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if sub.App {
+				found = append(found, Found{Name: name, Shown: why == "", Why: why})
+			}
+			if err := walk(name, why); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := walk(".", ""); err != nil {
+		return nil, err
+	}
+	return found, nil
+}
+
+// linksToApp says whether the symbolic link name leads to a layout. It only
+// looks, for a message; nothing is read through it.
+func (r *Registry) linksToApp(name string) bool {
+	var st unix.Stat_t
+	return unix.Fstatat(r.fd, name+"/oci-layout", &st, 0) == nil
+}
+
+// App gives the app of that name; ErrNotFound if there is none.
+func (r *Registry) App(name string) (*App, error) {
+	d, err := r.Dir(name)
+	if err == nil && !d.App {
+		err = fmt.Errorf("%s: no such app (it has no file oci-layout): %w", name, ErrNotFound)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil {
+		delete(r.apps, name)
+		return nil, err
+	}
+	a := r.apps[name]
+	if a == nil {
+		a = &App{Name: name, parent: r.fd, turn: make(chan struct{}, 1), indexes: map[string]*readIndex{}}
+		r.apps[name] = a
+	}
+	return a, nil
+}

@@ -1,0 +1,171 @@
+package sign
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"irfs/layout"
+)
+
+// ErrImage is the kind of errors about an image that cannot be signed though
+// nothing in it is damaged: it is no image, or an index that holds none.
+var ErrImage = errors.New("not an image")
+
+// A Signer signs images with a vendor's key and the certificate of that key.
+type Signer struct {
+	vendor      *PrivateKey
+	certificate []byte
+	ca          *PublicKey
+}
+
+// NewSigner is for the realistic scenario: the root CA signed vendor.pub, and
+// sent the signature. It is checked here, before anything is signed:
+// ErrUntrusted if none of the CAs made it, ErrSignature if it is malformed,
+// ErrKey for a vendor key that is a CA's.
+func NewSigner(vendor *PrivateKey, certificate []byte, trust *Trust) (*Signer, error) {
+	for _, ca := range trust.CAs() {
+		if err := notTheCA(vendor, ca); err != nil {
+			return nil, err
+		}
+	}
+	ca, err := trust.certifier(vendor.Public(), certificate)
+	if err != nil {
+		return nil, fmt.Errorf("certificate: %w", err)
+	}
+	return &Signer{vendor, certificate, ca}, nil
+}
+
+// NewCertifyingSigner is for the simplified scenario: whoever has the root
+// CA's private key as well makes the certificate on the spot.
+func NewCertifyingSigner(vendor, ca *PrivateKey) (*Signer, error) {
+	if err := notTheCA(vendor, ca.Public()); err != nil {
+		return nil, err
+	}
+	certificate, err := ca.Sign(vendor.Public().DER())
+	if err != nil {
+		return nil, err
+	}
+	return &Signer{vendor, certificate, ca.Public()}, nil
+}
+
+func notTheCA(vendor *PrivateKey, ca *PublicKey) error {
+	if vendor.Public().Equal(ca) {
+		return badKey(fmt.Sprintf("the vendor's key and the root CA's are the same (%s): a CA's key certifies vendors and signs no image", ca.Fingerprint()))
+	}
+	return nil
+}
+
+// CA is the root CA under which this signer signs.
+func (s *Signer) CA() *PublicKey { return s.ca }
+
+// A Signed is what came of signing one image.
+type Signed struct {
+	Old, New digest.Digest // equal if it was signed just so already
+}
+
+// An Outcome is what came of a signing.
+type Outcome struct {
+	Images []Signed
+	Change *layout.Change
+}
+
+// Moved gives the present digest of an image or index that had the digest d
+// before.
+func (o *Outcome) Moved(d digest.Digest) digest.Digest {
+	if to, ok := o.Change.Moved[d]; ok {
+		return to
+	}
+	return d
+}
+
+// Text says what was done, as `signed OLD -> NEW`, for each image.
+func (o *Outcome) Text() string {
+	var parts []string
+	for _, s := range o.Images {
+		part := fmt.Sprintf("signed %s -> %s", s.Old, s.New)
+		if s.Old == s.New {
+			part += " (was signed just so)"
+		}
+		parts = append(parts, part)
+	}
+	for _, left := range o.Change.LeftBehind {
+		parts = append(parts, "left behind: "+left)
+	}
+	return strings.Join(parts, "; ")
+}
+
+// Sign signs, in one step, every image that counts in what pick chooses; pick
+// may be called more than once, with the state of the app at that time. An
+// image that is corrupt, or that does not bind its content, is refused
+// (layout.ErrCorrupt), and with it the whole.
+func (s *Signer) Sign(ctx context.Context, app *layout.App, pick func(*layout.Snapshot) ([]layout.Entry, error)) (*Outcome, error) {
+	var picked []digest.Digest
+	change, err := app.Annotate(ctx, func(snap *layout.Snapshot) ([]layout.Edit, error) {
+		picked = picked[:0]
+		entries, err := pick(snap)
+		if err != nil {
+			return nil, err
+		}
+		var edits []layout.Edit
+		for _, e := range entries {
+			more, err := s.edits(snap, e)
+			if err != nil {
+				return nil, err
+			}
+			for _, edit := range more {
+				if !slices.Contains(picked, edit.Manifest.Digest) {
+					edits = append(edits, edit)
+					picked = append(picked, edit.Manifest.Digest)
+				}
+			}
+		}
+		return edits, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	o := &Outcome{Change: change}
+	for _, d := range picked {
+		o.Images = append(o.Images, Signed{d, o.Moved(d)})
+	}
+	return o, nil
+}
+
+// edits gives the annotations for each image in an entry.
+func (s *Signer) edits(snap *layout.Snapshot, e layout.Entry) ([]layout.Edit, error) {
+	images, err := snap.Images(e)
+	if err != nil {
+		return nil, err
+	}
+	inIndex := layout.IsIndex(e.MediaType)
+	var edits []layout.Edit
+	for _, image := range images {
+		// With no CA to ask, only what makes an image corrupt is looked at.
+		v, m, c, err := NewTrust().check(snap, image)
+		switch {
+		case err != nil:
+			return nil, err
+		case inIndex && (!v.counts() || v.Kind == layout.KindArtifact):
+			continue
+		case v.Status == Corrupt:
+			return nil, &kindError{layout.ErrCorrupt, fmt.Sprintf("%s is corrupt and was not signed: %s", image.Digest, v.Reason)}
+		case v.Kind != layout.KindImage:
+			return nil, &kindError{ErrImage, fmt.Sprintf("%s cannot be signed: %s", image.Digest, v.Reason)}
+		}
+		signature, err := s.vendor.Sign(c.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		chain := Chain{signature, s.vendor.Public().DER(), s.certificate}
+		edits = append(edits, layout.Edit{Manifest: m, Set: chain.annotations()})
+	}
+	if len(edits) == 0 {
+		return nil, &kindError{ErrImage, fmt.Sprintf("%s cannot be signed: it holds no image that counts", e.Digest)}
+	}
+	return edits, nil
+}

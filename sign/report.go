@@ -1,0 +1,54 @@
+package sign
+
+import (
+	"encoding/json"
+	"strings"
+
+	"irfs/layout"
+)
+
+// Text gives the verdict's lines as text, the last one saying whether
+// the layers were checked.
+func (v *Verdict) Text() string {
+	text := strings.Join(v.Checks, "\n") + "\n"
+	if v.Layers == LayersUnchecked {
+		text += "layers: not checked (read verify-full)\n"
+	}
+	return text
+}
+
+// A Report is a verdict for programs.
+type Report struct {
+	App       string   `json:"app"`
+	Tags      []string `json:"tags"`
+	Digest    string   `json:"digest"`
+	MediaType string   `json:"mediaType"`
+	Kind      string   `json:"kind"`     // image, index, artifact, attestation
+	Platform  string   `json:"platform"` // os/architecture[/variant], "" for an index
+	Status    Status   `json:"status"`
+	Reason    string   `json:"reason"` // the sentence that decided
+	Layers    string   `json:"layers"` // unchecked, verified, corrupt
+	Vendor    string   `json:"vendor"` // fingerprints, "" where there is none
+	CA        string   `json:"ca"`
+}
+
+// Report puts a verdict beside what it is about.
+func (v *Verdict) Report(app *layout.App, snap *layout.Snapshot, e layout.Entry) Report {
+	r := Report{
+		App: app.Name, Tags: snap.TagsOf(e.Digest), Digest: string(e.Digest), MediaType: e.MediaType,
+		Kind: string(v.Kind), Status: v.Status, Reason: v.Reason, Layers: v.Layers, Vendor: v.Vendor, CA: v.CA,
+	}
+	if v.Kind == layout.KindImage {
+		r.Platform = layout.PlatformString(v.Platform)
+	}
+	return r
+}
+
+// JSON gives the report as one line, as status.json and `status --json` show it.
+func (r Report) JSON() []byte {
+	text, err := json.Marshal(r)
+	if err != nil {
+		panic(err) // there is nothing in it but strings
+	}
+	return append(text, '\n')
+}

@@ -1,0 +1,398 @@
+package sign
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"irfs/layout"
+)
+
+// The state of an image's layers in a Verdict.
+const (
+	LayersUnchecked = "unchecked"
+	LayersVerified  = "verified"
+	LayersCorrupt   = "corrupt"
+)
+
+// A Verdict is what was found of an image or index.
+type Verdict struct {
+	Status Status
+	Reason string      // the sentence that decided
+	Checks []string    // a line for each check that was made, in order
+	Kind   layout.Kind // "" when the manifest cannot be read
+	Layers string
+	// Missing: the manifest itself is not in the layout, as a sparse index allows.
+	Missing    bool
+	Vendor, CA string // fingerprints, "" where there is none
+	Platform   v1.Platform
+	Mtime      int64 // the newest modification time of what was read, nanoseconds since 1970
+
+	descriptor v1.Descriptor
+	seen       layout.Seen
+}
+
+// counts says whether an image's word counts in that of its index.
+func (v *Verdict) counts() bool {
+	return !v.Missing && v.Kind != layout.KindAttestation
+}
+
+func (v *Verdict) found(format string, args ...any) {
+	v.Checks = append(v.Checks, fmt.Sprintf(format, args...))
+}
+
+// decide ends a verdict: the check that decided, and its outcome.
+func (v *Verdict) decide(s Status, check string, reason string) {
+	v.Status, v.Reason = s, reason
+	v.found("%s: %s", check, reason)
+}
+
+// A Verifier gives verdicts. It keeps them, and gives the same one again, without
+// reading more than the stamps, as long as the files that it was made from are
+// the same. It is safe for use by many goroutines; those that ask for the
+// same thing at the same time wait for one answer.
+type Verifier struct {
+	Trust *Trust
+
+	mu       sync.Mutex
+	verdicts map[verdictKey]*Verdict
+	flights  map[verdictKey]*flight
+}
+
+type verdictKey struct {
+	app    *layout.App
+	digest string
+	full   bool
+}
+
+// maxVerdicts bounds what a Verifier keeps.
+const maxVerdicts = 1 << 18
+
+// NewVerifier gives a Verifier that trusts t.
+func NewVerifier(t *Trust) *Verifier {
+	return &Verifier{Trust: t, verdicts: map[verdictKey]*Verdict{}, flights: map[verdictKey]*flight{}}
+}
+
+// Verify gives the verdict on an entry of the app; with full, every layer is
+// read too. Its error is the system's, or ctx's: an image that is bad has a
+// verdict that says so.
+func (v *Verifier) Verify(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry, full bool) (*Verdict, error) {
+	if layout.IsIndex(e.MediaType) {
+		return v.index(ctx, app, snap, e, full)
+	}
+	return v.image(ctx, app, snap, e, full)
+}
+
+// Known gives the full verdict if it is known already and still holds.
+func (v *Verifier) Known(app *layout.App, snap *layout.Snapshot, e layout.Entry) *Verdict {
+	if layout.IsIndex(e.MediaType) {
+		images, err := snap.Images(e)
+		if err != nil {
+			return nil
+		}
+		for _, image := range images {
+			if known := v.Known(app, snap, image); known == nil {
+				return nil
+			}
+		}
+		verdict, _ := v.index(context.Background(), app, snap, e, true)
+		return verdict
+	}
+	return v.kept(verdictKey{app, string(e.Digest), true}, snap, e)
+}
+
+func (v *Verifier) kept(key verdictKey, snap *layout.Snapshot, e layout.Entry) *Verdict {
+	v.mu.Lock()
+	kept := v.verdicts[key]
+	v.mu.Unlock()
+	if kept == nil || e.Err != nil || !sameDescriptor(kept.descriptor, e.Descriptor) {
+		return nil
+	}
+	seen, ok := snap.Same(kept.seen)
+	if !ok {
+		return nil
+	}
+	again := *kept
+	again.seen = seen
+	v.keep(key, &again)
+	return &again
+}
+
+func (v *Verifier) keep(key verdictKey, verdict *Verdict) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if len(v.verdicts) >= maxVerdicts {
+		clear(v.verdicts)
+	}
+	v.verdicts[key] = verdict
+}
+
+// sameDescriptor compares what a verdict depends on.
+func sameDescriptor(a, b v1.Descriptor) bool {
+	const kind = "vnd.docker.reference.type"
+	ak, aok := a.Annotations[kind]
+	bk, bok := b.Annotations[kind]
+	if a.Size != b.Size || a.MediaType != b.MediaType || string(a.Data) != string(b.Data) || ak != bk || aok != bok {
+		return false
+	}
+	if a.Platform == nil || b.Platform == nil {
+		return a.Platform == b.Platform
+	}
+	return a.Platform.OS == b.Platform.OS && a.Platform.Architecture == b.Platform.Architecture && a.Platform.Variant == b.Platform.Variant
+}
+
+func (v *Verifier) image(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry, full bool) (*Verdict, error) {
+	key := verdictKey{app, string(e.Digest), full}
+	if kept := v.kept(key, snap, e); kept != nil {
+		return kept, nil
+	}
+	return v.fly(ctx, key, func(ctx context.Context) (*Verdict, error) {
+		verdict, m, c, err := v.Trust.check(snap, e)
+		if err == nil && full {
+			err = verdict.checkLayers(ctx, snap, m, c)
+		}
+		if err != nil {
+			return nil, err
+		}
+		// What is missing or could not be read has no stamp to hold on to.
+		if m != nil && (c != nil || verdict.Kind != layout.KindImage) {
+			verdict.Mtime = verdict.seen.Mtime()
+			v.keep(key, verdict)
+		}
+		return verdict, nil
+	})
+}
+
+// A flight is a verification that is under way, and those who wait for it.
+type flight struct {
+	done    chan struct{}
+	stop    context.CancelFunc
+	waiting int
+	verdict *Verdict
+	err     error
+}
+
+// fly makes sure that what one key stands for is done once at a time. It
+// stops when nobody waits for it any more.
+func (v *Verifier) fly(ctx context.Context, key verdictKey, do func(context.Context) (*Verdict, error)) (*Verdict, error) {
+	v.mu.Lock()
+	f := v.flights[key]
+	if f == nil {
+		flying, stop := context.WithCancel(context.Background())
+		f = &flight{done: make(chan struct{}), stop: stop}
+		v.flights[key] = f
+		go func() {
+			f.verdict, f.err = do(flying)
+			v.land(key, f)
+			close(f.done)
+		}()
+	}
+	f.waiting++
+	v.mu.Unlock()
+	var err error
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if f.waiting--; f.waiting == 0 {
+		f.stop()
+		if v.flights[key] == f {
+			delete(v.flights, key)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return f.verdict, f.err
+}
+
+func (v *Verifier) land(key verdictKey, f *flight) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.flights[key] == f {
+		delete(v.flights, key)
+	}
+}
+
+// check makes every check of section "Verifying" of the package comment on an
+// image, but for its layers. The manifest and config are nil where they
+// could not be read.
+func (t *Trust) check(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.Manifest, *layout.Config, error) {
+	v := &Verdict{descriptor: e.Descriptor, Layers: LayersUnchecked}
+	if e.Platform != nil {
+		v.Platform = *e.Platform
+	}
+	m, err := snap.Manifest(e)
+	if errors.Is(err, layout.ErrCorrupt) {
+		v.Missing = errors.Is(err, layout.ErrMissing)
+		v.decide(Corrupt, "manifest", err.Error())
+		return v, nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	v.Kind = m.Kind
+	v.seen.Add(m)
+	v.found("manifest: %s, %d bytes, as its descriptor says", m.Digest, m.Size)
+	switch m.Kind {
+	case layout.KindAttestation:
+		v.decide(Unsigned, "kind", "an attestation, not an image")
+		return v, m, nil, nil
+	case layout.KindArtifact:
+		what := m.MediaType
+		if m.Doc != nil {
+			what = fmt.Sprintf("its config is of media type %q, its artifact type %q", m.Doc.Config.MediaType, m.Doc.ArtifactType)
+		}
+		v.decide(Unsigned, "kind", fmt.Sprintf("an artifact, not an image (%s)", what))
+		return v, m, nil, nil
+	}
+	c, err := snap.Config(m)
+	if err == nil {
+		v.seen.AddConfig(m, c)
+		if e.Platform == nil {
+			v.Platform = c.Doc.Platform
+		}
+		v.found("config: %s, %d bytes, as the manifest says", m.Doc.Config.Digest, m.Doc.Config.Size)
+		err = layout.CheckRootFS(m, c)
+	}
+	if errors.Is(err, layout.ErrCorrupt) {
+		v.decide(Corrupt, "config", strings.TrimPrefix(err.Error(), "config: "))
+		return v, m, c, nil
+	}
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	v.found("rootfs: %d layers, as many as the config's diff_ids", len(m.Doc.Layers))
+	v.checkChain(t, m, c)
+	return v, m, c, nil
+}
+
+// checkChain checks the three annotations, the vendor's signature and its
+// certificate.
+func (v *Verdict) checkChain(t *Trust, m *layout.Manifest, c *layout.Config) {
+	chain, found, err := ReadChain(m.Doc.Annotations)
+	switch {
+	case found == 0:
+		v.decide(Unsigned, "annotations", "the image is not signed")
+		return
+	case err != nil:
+		v.decide(Invalid, "annotations", err.Error())
+		return
+	case found < 3:
+		v.decide(Invalid, "annotations", "incomplete, without "+chain.missing())
+		return
+	}
+	v.found("annotations: all three are there")
+	vendor, err := ParsePublicKey(chain.VendorPub)
+	if err == nil && string(vendor.DER()) != string(chain.VendorPub) {
+		err = errors.New("not in the form SPKI DER")
+	}
+	if err != nil {
+		v.decide(Invalid, "vendor key", err.Error())
+		return
+	}
+	v.Vendor = vendor.Fingerprint()
+	if err := vendor.Verify(c.Bytes, chain.Signature); err != nil {
+		v.decide(Invalid, "signature", fmt.Sprintf("of the config, by vendor %s: %v", v.Vendor, err))
+		return
+	}
+	v.found("signature: of the config, by vendor %s", v.Vendor)
+	if len(t.cas) == 0 {
+		if err := checkSignature(chain.Certificate); err != nil {
+			v.decide(Invalid, "certificate", err.Error())
+			return
+		}
+		v.decide(Unknown, "certificate", "no root CA is configured, so nobody can say whether the vendor is trusted")
+		return
+	}
+	ca, err := t.certifier(vendor, chain.Certificate)
+	switch {
+	case errors.Is(err, ErrUntrusted):
+		v.decide(Untrusted, "certificate", err.Error())
+	case err != nil:
+		v.decide(Invalid, "certificate", err.Error())
+	default:
+		v.CA = ca.Fingerprint()
+		v.decide(Verified, "certificate", "of the vendor key, by root CA "+v.CA)
+	}
+}
+
+// checkLayers adds what verify-full checks to the verdict.
+func (v *Verdict) checkLayers(ctx context.Context, snap *layout.Snapshot, m *layout.Manifest, c *layout.Config) error {
+	if v.Status == Corrupt || v.Kind != layout.KindImage {
+		return nil
+	}
+	for i, layer := range m.Doc.Layers {
+		err := snap.CheckLayer(ctx, layer, c.Doc.RootFS.DiffIDs[i], &v.seen)
+		if errors.Is(err, layout.ErrCorrupt) {
+			v.Layers = LayersCorrupt
+			v.decide(Corrupt, fmt.Sprintf("layer %d of %d", i+1, len(m.Doc.Layers)), err.Error())
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	v.Layers = LayersVerified
+	v.found("layers: all %d have their digest, and unpack to the config's diff_id", len(m.Doc.Layers))
+	return nil
+}
+
+// index gives an index the worst word of the images that count in it.
+func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry, full bool) (*Verdict, error) {
+	verdict := &Verdict{Kind: layout.KindIndex, Layers: LayersUnchecked, descriptor: e.Descriptor}
+	images, err := snap.Images(e)
+	if err == nil && e.Err != nil {
+		err = e.Err
+	}
+	if errors.Is(err, layout.ErrCorrupt) {
+		verdict.Missing = errors.Is(err, layout.ErrMissing)
+		verdict.decide(Corrupt, "index", err.Error())
+		return verdict, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	verdict.found("index: %s, %d bytes, as its descriptor says", e.Digest, e.Size)
+	var worst *Verdict
+	for _, image := range images {
+		one := &Verdict{}
+		if image.Err != nil {
+			one.decide(Corrupt, "index", image.Err.Error())
+		} else if one, err = v.image(ctx, app, snap, image, full); err != nil {
+			return nil, err
+		}
+		verdict.Mtime = max(verdict.Mtime, one.Mtime)
+		verdict.found("%s: %s: %s", name(image, one), one.Status, one.Reason)
+		if one.counts() && (worst == nil || one.Status.Worse(worst.Status)) {
+			worst = one
+			verdict.Status, verdict.Vendor, verdict.CA = one.Status, one.Vendor, one.CA
+			verdict.Reason = name(image, one) + ": " + one.Reason
+		}
+		if one.Layers == LayersCorrupt || full && verdict.Layers != LayersCorrupt {
+			verdict.Layers = map[bool]string{true: LayersCorrupt, false: LayersVerified}[one.Layers == LayersCorrupt]
+		}
+	}
+	if worst == nil {
+		verdict.decide(Unsigned, "index", "it holds no image that counts")
+	}
+	return verdict, nil
+}
+
+func name(e layout.Entry, v *Verdict) string {
+	what := layout.PlatformName(v.Platform)
+	switch {
+	case v.Kind == layout.KindAttestation:
+		what = "attestation, does not count"
+	case v.Missing:
+		what = "not in the layout, does not count"
+	}
+	return fmt.Sprintf("%s (%s)", e.Digest, what)
+}
