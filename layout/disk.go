@@ -77,12 +77,12 @@ func pathError(op, name string, err error) error {
 // openBeneath opens name below the directory dirfd, "." being itself.
 func openBeneath(dirfd int, name string, flags int, mode uint32) (int, error) {
 	how := unix.OpenHow{
-		Flags:   uint64(flags | unix.O_CLOEXEC | unix.O_NOCTTY),
+		Flags:   uint64(flags | unix.O_CLOEXEC),
 		Mode:    uint64(mode),
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
 	}
-	if flags&unix.O_PATH == 0 {
-		how.Flags |= unix.O_NONBLOCK
+	if flags&unix.O_PATH == 0 { // with which openat2 takes no flags that are for reading and writing
+		how.Flags |= unix.O_NONBLOCK | unix.O_NOCTTY
 	}
 	var fd int
 	err := retry(func() (err error) {
