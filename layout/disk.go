@@ -94,6 +94,8 @@ func openBeneath(dirfd int, name string, flags int, mode uint32) (int, error) {
 		return fd, nil
 	case unix.ELOOP:
 		return -1, corruptf("%s: a symbolic link stands in the way, and is not followed", name)
+	case unix.ENOTDIR:
+		return -1, corruptf("%s: what should be a directory in this path is something else: %w", name, err)
 	}
 	return -1, pathError("open", name, err)
 }
