@@ -97,7 +97,7 @@ func (a *App) Snapshot() (*Snapshot, error) {
 			a.good = snap
 			return snap, nil
 		}
-		if torn := time.Now().UnixNano()-snap.Attr.Mtime < int64(racyFor); !torn {
+		if !snap.Attr.fresh() {
 			return snap, nil
 		}
 		if try == 3 {

@@ -177,7 +177,7 @@ func (l *locked) read() (*Snapshot, []byte, sighting, error) {
 		if snap.Err == nil {
 			return snap, raw, seen, nil
 		}
-		if torn := time.Now().UnixNano()-snap.Attr.Mtime < int64(racyFor); !torn {
+		if !snap.Attr.fresh() {
 			return nil, nil, seen, snap.Err
 		}
 		if try == 10 {

@@ -57,6 +57,17 @@ func (s sighting) racy() bool {
 	return s.at-max(s.Mtime, s.Ctime) < int64(racyFor)
 }
 
+// Racy says whether a file with that stamp, seen now, may still change without
+// a trace in it.
+func Racy(s Stamp) bool { return sighting{s, time.Now().UnixNano()}.racy() }
+
+// fresh says whether the content changed so lately that somebody may be
+// writing it still. A date in the future is nobody's.
+func (s Stamp) fresh() bool {
+	age := time.Now().UnixNano() - s.Mtime
+	return -int64(racyFor) < age && age < int64(racyFor)
+}
+
 func retry(call func() error) error {
 	for {
 		err := call()
