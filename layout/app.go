@@ -237,6 +237,15 @@ func (s *Snapshot) Digest(d digest.Digest) (Entry, error) {
 	return e, err
 }
 
+// Top lists what index.json itself lists, in its order.
+func (s *Snapshot) Top() []Entry {
+	list := make([]Entry, len(s.index.Manifests))
+	for i, d := range s.index.Manifests {
+		list[i] = s.entry(d)
+	}
+	return list
+}
+
 // Resolve gives what a reference names, a digest or else a tag.
 func (s *Snapshot) Resolve(ref string) (Entry, error) {
 	d, err := ParseDigest(ref)

@@ -210,6 +210,7 @@ func (s *Snapshot) rewrite(raw []byte, edits []Edit) ([]newBlob, []byte, map[dig
 	var blobs []newBlob
 	moves := map[digest.Digest]move{}
 	moved := map[digest.Digest]digest.Digest{}
+	olds := map[digest.Digest][]byte{}
 	put := func(d v1.Descriptor, was, is []byte, limit int) error {
 		if bytes.Equal(was, is) {
 			return nil
@@ -221,6 +222,7 @@ func (s *Snapshot) rewrite(raw []byte, edits []Edit) ([]newBlob, []byte, map[dig
 		d.Digest, d.Size, d.Data = old.Algorithm().FromBytes(is), int64(len(is)), nil
 		moves[old] = move{Digest: d.Digest, Size: d.Size, Bytes: is}
 		moved[old] = d.Digest
+		olds[old] = was
 		blobs = append(blobs, newBlob{d, is, old})
 		return nil
 	}
@@ -233,13 +235,20 @@ func (s *Snapshot) rewrite(raw []byte, edits []Edit) ([]newBlob, []byte, map[dig
 		if err != nil {
 			return nil, nil, nil, err
 		}
-		if r.nodes[e.Manifest.Digest] == nil {
+		n := r.nodes[e.Manifest.Digest]
+		if n == nil {
 			return nil, nil, nil, fmt.Errorf("%s: index.json does not reach it: %w", e.Manifest.Digest, ErrNotFound)
+		}
+		if n.Err != nil {
+			return nil, nil, nil, n.Err
 		}
 		touched = append(touched, e.Manifest.Digest)
 	}
 	for _, d := range r.upward(touched) {
 		n := r.nodes[d]
+		if n.Err != nil {
+			return nil, nil, nil, n.Err
+		}
 		was, _, _, err := readBlob(dirfd, n.Descriptor, MaxIndex)
 		if err != nil {
 			return nil, nil, nil, err
@@ -252,6 +261,9 @@ func (s *Snapshot) rewrite(raw []byte, edits []Edit) ([]newBlob, []byte, map[dig
 			return nil, nil, nil, fmt.Errorf("%s: %w", d, err)
 		}
 	}
+	if err := s.inlined(r, olds); err != nil {
+		return nil, nil, nil, err
+	}
 	index, err := moveDescriptors(raw, moves)
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("%s: %w", indexName, err)
@@ -260,6 +272,27 @@ func (s *Snapshot) rewrite(raw []byte, edits []Edit) ([]newBlob, []byte, map[dig
 		return nil, nil, nil, limitf("%s: would grow to %d bytes, over the limit of %d", indexName, len(index), MaxIndex)
 	}
 	return blobs, index, moved, nil
+}
+
+// inlined checks the inline data of every descriptor of the given blobs: one
+// that differs would be put right, unseen, by the change.
+func (s *Snapshot) inlined(r *reached, blobs map[digest.Digest][]byte) error {
+	check := func(list []v1.Descriptor) error {
+		for _, d := range list {
+			if was, ok := blobs[d.Digest]; ok && d.Data != nil && !bytes.Equal(d.Data, was) {
+				return notInlined(d)
+			}
+		}
+		return nil
+	}
+	for d := range blobs {
+		for _, parent := range r.nodes[d].parents {
+			if err := check(r.indexes[parent].index.Manifests); err != nil {
+				return err
+			}
+		}
+	}
+	return check(s.index.Manifests)
 }
 
 // upward lists the indexes above the given digests so that each comes after

@@ -65,9 +65,13 @@ func readBlob(dirfd int, d v1.Descriptor, limit int64) ([]byte, sighting, Attr, 
 		return nil, seen, attr, corruptf("%s: the blob's bytes do not have this digest", BlobPath(d.Digest))
 	}
 	if d.Data != nil && !bytes.Equal(d.Data, data) {
-		return nil, seen, attr, corruptf("%s: the data inlined in its descriptor is not the blob's", d.Digest)
+		return nil, seen, attr, notInlined(d)
 	}
 	return data, seen, attr, nil
+}
+
+func notInlined(d v1.Descriptor) error {
+	return corruptf("%s: the data inlined in its descriptor is not the blob's", d.Digest)
 }
 
 // Manifest reads the manifest or index of an entry.
@@ -176,7 +180,7 @@ func CheckRootFS(m *Manifest, c *Config) error {
 
 // CheckLayer reads a whole layer: the blob has to have its descriptor's size
 // and digest, and what it unpacks to, to the end of the stream, the digest
-// diffID. It adds the blob to seen. It stops when ctx is done.
+// diffID. It adds the blob to seen, be it good or bad. It stops when ctx is done.
 func (s *Snapshot) CheckLayer(ctx context.Context, d v1.Descriptor, diffID digest.Digest, seen *Seen) error {
 	dirfd, err := s.app.open()
 	if err != nil {
@@ -187,13 +191,21 @@ func (s *Snapshot) CheckLayer(ctx context.Context, d v1.Descriptor, diffID diges
 	name := BlobPath(d.Digest)
 	fd, attr, err := openRegular(dirfd, name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return missing(d)
+		err = missing(d)
+	}
+	if errors.Is(err, ErrCorrupt) {
+		if attr, err := statBeneath(dirfd, name); err == nil {
+			seen.add(d.Digest, "", sighting{attr.Stamp, at})
+		} else {
+			seen.add(d.Digest, "", sighting{})
+		}
 	}
 	if err != nil {
 		return err
 	}
 	defer closeFD(fd)
 	if attr.Size != d.Size {
+		seen.add(d.Digest, "", sighting{attr.Stamp, at})
 		return corruptf("%s: %d bytes, and not the %d of its descriptor", name, attr.Size, d.Size)
 	}
 	blob := d.Digest.Algorithm().Hash()
@@ -206,7 +218,9 @@ func (s *Snapshot) CheckLayer(ctx context.Context, d v1.Descriptor, diffID diges
 	if source.err != nil { // the system's, or the caller's: says nothing about the layer
 		return source.err
 	}
-	if digest.NewDigest(d.Digest.Algorithm(), blob) != d.Digest {
+	sum := digest.NewDigest(d.Digest.Algorithm(), blob)
+	seen.add(d.Digest, sum, sighting{attr.Stamp, at})
+	if sum != d.Digest {
 		return corruptf("%s: the blob's bytes do not have this digest", name)
 	}
 	if unpackErr != nil {
@@ -215,7 +229,6 @@ func (s *Snapshot) CheckLayer(ctx context.Context, d v1.Descriptor, diffID diges
 	if got := digest.NewDigest(diffID.Algorithm(), diff); got != diffID {
 		return corruptf("%s: unpacks to %s, and the config's diff_id is %s", d.Digest, got, diffID)
 	}
-	seen.add(name, d.Digest, sighting{attr.Stamp, at})
 	return nil
 }
 
@@ -279,19 +292,22 @@ func isTar(mediaType string) bool { return strings.HasSuffix(mediaType, ".tar") 
 type Seen struct{ files []seenFile }
 
 type seenFile struct {
-	sighting
-	digest digest.Digest
+	sighting               // all zero for a blob that is not there
+	name     digest.Digest // of the blob
+	sum      digest.Digest // of its bytes; "" if it was refused for what its stamp tells, its size or type
 }
 
-func (s *Seen) add(_ string, d digest.Digest, at sighting) {
-	s.files = append(s.files, seenFile{at, d})
+func (s *Seen) add(name, sum digest.Digest, at sighting) {
+	s.files = append(s.files, seenFile{at, name, sum})
 }
 
 // Add adds a manifest that was read.
-func (s *Seen) Add(m *Manifest) { s.add("", m.Digest, m.seen) }
+func (s *Seen) Add(m *Manifest) { s.add(m.Digest, m.Digest, m.seen) }
 
 // AddConfig adds an image's config that was read.
-func (s *Seen) AddConfig(m *Manifest, c *Config) { s.add("", m.Doc.Config.Digest, c.seen) }
+func (s *Seen) AddConfig(m *Manifest, c *Config) {
+	s.add(m.Doc.Config.Digest, m.Doc.Config.Digest, c.seen)
+}
 
 // Mtime is the newest modification time of the blobs, in nanoseconds since 1970.
 func (s *Seen) Mtime() int64 {
@@ -311,16 +327,16 @@ func (s *Snapshot) Same(seen Seen) (Seen, bool) {
 	}
 	defer closeFD(dirfd)
 	for i, f := range seen.files {
-		name := BlobPath(f.digest)
+		name := BlobPath(f.name)
 		attr, err := statBeneath(dirfd, name)
-		if err != nil || attr.Stamp != f.Stamp {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrCorrupt) || attr.Stamp != f.Stamp {
 			return seen, false
 		}
-		if !f.racy() {
+		if f.sum == "" || !f.racy() {
 			continue
 		}
 		at := time.Now().UnixNano()
-		if hashFile(dirfd, name, f.digest.Algorithm()) != f.digest {
+		if hashFile(dirfd, name, f.name.Algorithm()) != f.sum {
 			return seen, false
 		}
 		again := append([]seenFile(nil), seen.files...)

@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -43,6 +45,10 @@ type Registry struct {
 
 // Open opens the registry in the directory dir.
 func Open(dir string) (*Registry, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("registry: %w", pathError("open", dir, err))
@@ -53,7 +59,7 @@ func Open(dir string) (*Registry, error) {
 // Close closes the registry; its apps cannot be used any more.
 func (r *Registry) Close() { closeFD(r.fd) }
 
-// Path is the directory that Open was given.
+// Path is the absolute path of the registry's directory.
 func (r *Registry) Path() string { return r.path }
 
 // Writable says whether this process may create files in the registry.
@@ -63,6 +69,12 @@ func (r *Registry) Writable() bool {
 		return false
 	}
 	return unix.Faccessat(r.fd, ".", unix.W_OK, unix.AT_EACCESS) == nil
+}
+
+// Statfs tells the state of the file system that the registry is on.
+func (r *Registry) Statfs() (st syscall.Statfs_t, err error) {
+	err = retry(func() error { return syscall.Fstatfs(r.fd, &st) })
+	return st, pathError("statfs", r.path, err)
 }
 
 // A Dir is a directory of a registry: an app, or a namespace, which only holds

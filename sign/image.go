@@ -153,7 +153,7 @@ func (s *Signer) edits(snap *layout.Snapshot, e layout.Entry) ([]layout.Edit, er
 		case inIndex && (!v.counts() || v.Kind == layout.KindArtifact):
 			continue
 		case v.Status == Corrupt:
-			return nil, &kindError{layout.ErrCorrupt, fmt.Sprintf("%s is corrupt and was not signed: %s", image.Digest, v.Reason)}
+			return nil, &kindError{layout.ErrCorrupt, strings.TrimSpace(fmt.Sprintf("%s is corrupt and was not signed: %s", image.Digest, v.Reason))}
 		case v.Kind != layout.KindImage:
 			return nil, &kindError{ErrImage, fmt.Sprintf("%s cannot be signed: %s", image.Digest, v.Reason)}
 		}
@@ -168,4 +168,23 @@ func (s *Signer) edits(snap *layout.Snapshot, e layout.Entry) ([]layout.Edit, er
 		return nil, &kindError{ErrImage, fmt.Sprintf("%s cannot be signed: it holds no image that counts", e.Digest)}
 	}
 	return edits, nil
+}
+
+// Signable lists what index.json lists that can be signed: images, and indexes.
+// What is neither is left out.
+func Signable(snap *layout.Snapshot) ([]layout.Entry, error) {
+	var list []layout.Entry
+	for _, e := range snap.Top() {
+		m, err := snap.Manifest(e)
+		if err != nil {
+			return nil, err
+		}
+		if m.Kind == layout.KindImage || m.Kind == layout.KindIndex {
+			list = append(list, e)
+		}
+	}
+	if len(list) == 0 {
+		return nil, &kindError{ErrImage, "there is no image that can be signed"}
+	}
+	return list, nil
 }

@@ -22,7 +22,7 @@ const (
 // A Verdict is what was found of an image or index.
 type Verdict struct {
 	Status Status
-	Reason string      // the sentence that decided
+	Reason string      // the check that decided and what it found, one of Checks
 	Checks []string    // a line for each check that was made, in order
 	Kind   layout.Kind // "" when the manifest cannot be read
 	Layers string
@@ -47,8 +47,8 @@ func (v *Verdict) found(format string, args ...any) {
 
 // decide ends a verdict: the check that decided, and its outcome.
 func (v *Verdict) decide(s Status, check string, reason string) {
-	v.Status, v.Reason = s, reason
-	v.found("%s: %s", check, reason)
+	v.Status, v.Reason = s, check+": "+reason
+	v.found("%s", v.Reason)
 }
 
 // A Verifier gives verdicts. It keeps them, and gives the same one again, without
@@ -150,7 +150,7 @@ func (v *Verifier) image(ctx context.Context, app *layout.App, snap *layout.Snap
 	if kept := v.kept(key, snap, e); kept != nil {
 		return kept, nil
 	}
-	return v.fly(ctx, key, func(ctx context.Context) (*Verdict, error) {
+	do := func(ctx context.Context) (*Verdict, error) {
 		verdict, m, c, err := v.Trust.check(snap, e)
 		if err == nil && full {
 			err = verdict.checkLayers(ctx, snap, m, c)
@@ -164,11 +164,22 @@ func (v *Verifier) image(ctx context.Context, app *layout.App, snap *layout.Snap
 			v.keep(key, verdict)
 		}
 		return verdict, nil
-	})
+	}
+	verdict, joined, err := v.fly(ctx, key, e, do)
+	if err != nil || !joined {
+		return verdict, err
+	}
+	// What was under way may have read files before they changed. Any that comes after it began after this call.
+	if kept := v.kept(key, snap, e); kept != nil {
+		return kept, nil
+	}
+	verdict, _, err = v.fly(ctx, key, e, do)
+	return verdict, err
 }
 
 // A flight is a verification that is under way, and those who wait for it.
 type flight struct {
+	entry   layout.Entry
 	done    chan struct{}
 	stop    context.CancelFunc
 	waiting int
@@ -177,13 +188,19 @@ type flight struct {
 }
 
 // fly makes sure that what one key stands for is done once at a time. It
-// stops when nobody waits for it any more.
-func (v *Verifier) fly(ctx context.Context, key verdictKey, do func(context.Context) (*Verdict, error)) (*Verdict, error) {
+// stops when nobody waits for it any more. joined: it was under way already.
+func (v *Verifier) fly(ctx context.Context, key verdictKey, e layout.Entry, do func(context.Context) (*Verdict, error)) (verdict *Verdict, joined bool, err error) {
 	v.mu.Lock()
 	f := v.flights[key]
+	joined = f != nil
+	if joined && ((f.entry.Err != nil) != (e.Err != nil) || !sameDescriptor(f.entry.Descriptor, e.Descriptor)) {
+		v.mu.Unlock()
+		verdict, err = do(ctx)
+		return verdict, false, err
+	}
 	if f == nil {
 		flying, stop := context.WithCancel(context.Background())
-		f = &flight{done: make(chan struct{}), stop: stop}
+		f = &flight{entry: e, done: make(chan struct{}), stop: stop}
 		v.flights[key] = f
 		go func() {
 			f.verdict, f.err = do(flying)
@@ -193,7 +210,6 @@ func (v *Verifier) fly(ctx context.Context, key verdictKey, do func(context.Cont
 	}
 	f.waiting++
 	v.mu.Unlock()
-	var err error
 	select {
 	case <-f.done:
 	case <-ctx.Done():
@@ -208,9 +224,9 @@ func (v *Verifier) fly(ctx context.Context, key verdictKey, do func(context.Cont
 		}
 	}
 	if err != nil {
-		return nil, err
+		return nil, joined, err
 	}
-	return f.verdict, f.err
+	return f.verdict, joined, f.err
 }
 
 func (v *Verifier) land(key verdictKey, f *flight) {
@@ -352,6 +368,11 @@ func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snap
 	if err == nil && e.Err != nil {
 		err = e.Err
 	}
+	for _, image := range images {
+		if image.Digest == e.Digest { // it cannot be read itself
+			err = image.Err
+		}
+	}
 	if errors.Is(err, layout.ErrCorrupt) {
 		verdict.Missing = errors.Is(err, layout.ErrMissing)
 		verdict.decide(Corrupt, "index", err.Error())
@@ -362,6 +383,7 @@ func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snap
 	}
 	verdict.found("index: %s, %d bytes, as its descriptor says", e.Digest, e.Size)
 	var worst *Verdict
+	unchecked := false
 	for _, image := range images {
 		one := &Verdict{}
 		if image.Err != nil {
@@ -376,12 +398,18 @@ func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snap
 			verdict.Status, verdict.Vendor, verdict.CA = one.Status, one.Vendor, one.CA
 			verdict.Reason = name(image, one) + ": " + one.Reason
 		}
-		if one.Layers == LayersCorrupt || full && verdict.Layers != LayersCorrupt {
-			verdict.Layers = map[bool]string{true: LayersCorrupt, false: LayersVerified}[one.Layers == LayersCorrupt]
+		switch {
+		case one.Layers == LayersCorrupt:
+			verdict.Layers = LayersCorrupt
+		case one.Layers != LayersVerified && one.counts():
+			unchecked = true
 		}
 	}
-	if worst == nil {
+	switch {
+	case worst == nil:
 		verdict.decide(Unsigned, "index", "it holds no image that counts")
+	case verdict.Layers != LayersCorrupt && !unchecked:
+		verdict.Layers = LayersVerified
 	}
 	return verdict, nil
 }

@@ -1,0 +1,190 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/spf13/pflag"
+
+	"irfs/layout"
+	"irfs/sign"
+)
+
+// readSmall reads a key or signature file.
+func readSmall(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() && st.Mode()&os.ModeNamedPipe == 0 {
+		return nil, fmt.Errorf("%s: not a regular file", name)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, sign.MaxKeyFile+1))
+	if err == nil && len(data) > sign.MaxKeyFile {
+		err = fmt.Errorf("%s: over the limit of %d bytes for a key or signature", name, sign.MaxKeyFile)
+	}
+	return data, err
+}
+
+func readPrivate(name string) (*sign.PrivateKey, error) {
+	data, err := readSmall(name)
+	if err != nil {
+		return nil, err
+	}
+	key, err := sign.ParsePrivateKey(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return key, nil
+}
+
+func readPublic(name string) (*sign.PublicKey, error) {
+	data, err := readSmall(name)
+	if err != nil {
+		return nil, err
+	}
+	key, err := sign.ParsePublicKey(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return key, nil
+}
+
+// readTrust reads the root CAs of -c, which may be directories of *.pub.
+func readTrust(names []string) (*sign.Trust, error) {
+	var cas []*sign.PublicKey
+	for _, name := range names {
+		files := []string{name}
+		if st, err := os.Stat(name); err == nil && st.IsDir() {
+			files, err = filepath.Glob(filepath.Join(escapeGlob(name), "*.pub"))
+			if err != nil {
+				return nil, err
+			}
+			if len(files) == 0 {
+				return nil, fmt.Errorf("%s: there is no *.pub in this directory", name)
+			}
+			slices.Sort(files)
+		}
+		for _, file := range files {
+			ca, err := readPublic(file)
+			if err != nil {
+				return nil, err
+			}
+			cas = append(cas, ca)
+		}
+	}
+	return sign.NewTrust(cas...), nil
+}
+
+func escapeGlob(name string) string {
+	var b []byte
+	for i := range len(name) {
+		if c := name[i]; c == '*' || c == '?' || c == '[' || c == '\\' {
+			b = append(b, '\\')
+		}
+		b = append(b, name[i])
+	}
+	return string(b)
+}
+
+// signerFlags are the flags that say with which keys an image is signed.
+type signerFlags struct {
+	vendor, certificate, caPrv string
+	caPubs                     []string
+}
+
+func (s *signerFlags) add(flags *pflag.FlagSet) {
+	flags.StringVarP(&s.vendor, "vendor-prv", "v", "", "the vendor's private `key`")
+	flags.StringVarP(&s.certificate, "vendor-pub-signature", "s", "", "the root CA's `signature` of the vendor's public key")
+	flags.StringArrayVarP(&s.caPubs, "ca-pub", "c", nil, "the root CA's public `key` (or a directory of *.pub; may be repeated)")
+	flags.StringVarP(&s.caPrv, "ca-prv", "x", "", "the root CA's private `key`, in the place of -s and -c")
+}
+
+// check is about the words alone; what they name is read by signer.
+func (s *signerFlags) check(c *command) error {
+	switch {
+	case s.caPrv != "" && (s.certificate != "" || len(s.caPubs) > 0):
+		return &usageError{c, "-x makes the certificate itself; -s and -c do not go with it"}
+	case s.caPrv == "" && s.certificate == "":
+		return &usageError{c, "give -s VENDOR.PUB.SIG with -c ROOT-CA.PUB, or -x ROOT-CA.PRV"}
+	case s.caPrv == "" && len(s.caPubs) == 0:
+		return &usageError{c, "-c ROOT-CA.PUB is missing: the certificate of -s is checked with it"}
+	}
+	return nil
+}
+
+func (s *signerFlags) signer() (*sign.Signer, error) {
+	vendor, err := readPrivate(s.vendor)
+	if err != nil {
+		return nil, err
+	}
+	if s.caPrv != "" {
+		ca, err := readPrivate(s.caPrv)
+		if err != nil {
+			return nil, err
+		}
+		return sign.NewCertifyingSigner(vendor, ca)
+	}
+	trust, err := readTrust(s.caPubs)
+	if err != nil {
+		return nil, err
+	}
+	certificate, err := readSmall(s.certificate)
+	if err != nil {
+		return nil, err
+	}
+	signer, err := sign.NewSigner(vendor, certificate, trust)
+	if err != nil && !errors.Is(err, sign.ErrKey) {
+		return nil, fmt.Errorf("%s: %w", s.certificate, err)
+	}
+	return signer, err
+}
+
+func openRegistry(dir string) (*layout.Registry, error) { return layout.Open(dir) }
+
+// writeNew writes a file that must not be there yet, whole or not at all.
+func writeNew(name string, data []byte, mode os.FileMode) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err != nil {
+		os.Remove(name)
+	}
+	return err
+}
+
+// writeFile writes a file, in the place of one that is there, whole or not at
+// all. What is not a regular file, such as /dev/stdout, is written to.
+func writeFile(name string, data []byte) error {
+	if st, err := os.Stat(name); err == nil && !st.Mode().IsRegular() {
+		return os.WriteFile(name, data, 0o644)
+	}
+	if real, err := filepath.EvalSymlinks(name); err == nil {
+		name = real
+	}
+	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	mode := os.FileMode(0o644)
+	if st, statErr := os.Stat(name); statErr == nil {
+		mode = st.Mode().Perm()
+	}
+	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), name)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return err
+}

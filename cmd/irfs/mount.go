@@ -1,0 +1,211 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	irfs "irfs/fs"
+	"irfs/layout"
+)
+
+// readyFD is the descriptor on which a mount in the background tells the
+// process that started it that the mount is there.
+const readyFD = 3
+
+const readyEnv = "IRFS_READY_FD"
+
+func runMount(c *command, args []string) error {
+	flags := newFlags(c)
+	var m mountFlags
+	m.add(flags)
+	if err := c.parse(flags, args, 2, 2); err != nil {
+		return err
+	}
+	if err := m.parseOptions(c); err != nil {
+		return err
+	}
+	if !m.foreground && os.Getenv(readyEnv) == "" {
+		return background(args)
+	}
+	return m.serve(flags.Arg(0), flags.Arg(1))
+}
+
+type mountFlags struct {
+	cas         []string
+	certificate string
+	foreground  bool
+	words       []string // of -o
+	options     irfs.Options
+}
+
+func (m *mountFlags) add(flags *pflag.FlagSet) {
+	flags.StringArrayVarP(&m.cas, "ca-pub", "c", nil, "a root CA's public `key` (or a directory of *.pub; may be repeated)")
+	flags.StringVarP(&m.certificate, "vendor-pub-signature", "s", "", "the `certificate` for who signs without naming one")
+	flags.BoolVarP(&m.foreground, "foreground", "f", false, "stay in the foreground")
+	flags.StringSliceVarP(&m.words, "options", "o", nil, "mount `options`: ca_pub= vendor_pub_signature= ro allow_other nonempty on_exist=")
+}
+
+// parseOptions reads what came with -o. mount(8) and mount.fuse3 add words of
+// their own, which mean nothing here.
+func (m *mountFlags) parseOptions(c *command) error {
+	for _, word := range m.words {
+		name, value, _ := strings.Cut(word, "=")
+		switch name {
+		case "ca_pub":
+			m.cas = append(m.cas, value)
+		case "vendor_pub_signature":
+			m.certificate = value
+		case "on_exist":
+			var err error
+			if m.options.OnExist, err = layout.ParseOnExist(value); err != nil {
+				return &usageError{c, "-o on_exist=" + err.Error()}
+			}
+		case "ro":
+			m.options.ReadOnly = true
+		case "allow_other":
+			m.options.AllowOther = true
+		case "nonempty":
+			m.options.NonEmpty = true
+		case "noexec", "noatime", "nodiratime", "sync", "dirsync":
+			if name == "noexec" {
+				m.options.Kernel = append(m.options.Kernel, name)
+			}
+		case "rw", "dev", "suid", "nodev", "nosuid", "exec", "atime", "relatime", "async", "defaults",
+			"auto", "noauto", "user", "nouser", "users", "_netdev", "nofail", "default_permissions", "":
+		case "enforce", "sign_imports", "trust":
+			return &usageError{c, fmt.Sprintf("-o %s: this version of irfs does not have it yet", name)}
+		default:
+			if strings.HasPrefix(name, "x-") || name == "comment" {
+				continue
+			}
+			return &usageError{c, fmt.Sprintf("-o %s: no such mount option", name)}
+		}
+	}
+	return nil
+}
+
+// background starts the same command as a process of its own, and returns
+// when the mount is there or has failed.
+func background(args []string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	child := exec.Command(self, append([]string{"mount"}, args...)...)
+	child.Stderr = os.Stderr
+	child.Env = append(os.Environ(), fmt.Sprintf("%s=%d", readyEnv, readyFD))
+	child.ExtraFiles = []*os.File{w}
+	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = child.Start()
+	w.Close()
+	if err != nil {
+		return err
+	}
+	if answer, _ := io.ReadAll(r); string(answer) == "ready" {
+		return child.Process.Release()
+	}
+	err = child.Wait()
+	var ended *exec.ExitError
+	if errors.As(err, &ended) && ended.ExitCode() > 0 {
+		return exit(ended.ExitCode()) // it has said why
+	}
+	return fmt.Errorf("the mount ended before it was ready (%v)", err)
+}
+
+// detach lets go of everything that the process has from the one that started it,
+// and tells that one that the mount is ready.
+func detach() error {
+	if os.Getenv(readyEnv) == "" {
+		return nil
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	if err := os.Chdir("/"); err != nil {
+		return err
+	}
+	for fd := range 3 {
+		if err := unix.Dup2(int(null.Fd()), fd); err != nil {
+			return err
+		}
+	}
+	ready := os.NewFile(readyFD, "ready")
+	_, err = io.WriteString(ready, "ready")
+	return errors.Join(err, ready.Close())
+}
+
+func (m *mountFlags) serve(registry, dir string) error {
+	trust, err := readTrust(m.cas)
+	if err != nil {
+		return err
+	}
+	reg, err := openRegistry(registry)
+	if err != nil {
+		return &irfs.Hint{Err: err, Text: "a registry is a directory; an empty one will do: mkdir " + registry}
+	}
+	m.options.Version = version()
+	if m.certificate != "" {
+		if m.options.Certificate, err = readSmall(m.certificate); err != nil {
+			return err
+		}
+		m.options.CertificateFrom = m.certificate
+	}
+	if len(trust.CAs()) == 0 {
+		warn("no root CA (-c ROOT-CA.PUB): signed images will be unknown, never verified")
+	}
+	for _, name := range irfs.HiddenApps(reg) {
+		warn("app %s is hidden: a mount has a directory of that name", name)
+	}
+	// Before the mount is there, so that no signal is missed.
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	mount, err := irfs.NewTree(reg, trust).Mount(dir, m.options)
+	if err != nil {
+		return err
+	}
+	if err := detach(); err != nil {
+		mount.Detach()
+		return err
+	}
+	done := make(chan struct{})
+	go func() {
+		mount.Wait()
+		close(done)
+	}()
+	return untilUnmounted(mount, signals, done)
+}
+
+// untilUnmounted serves until the mount is gone. The first signal unmounts, if
+// nobody uses the mount; the second takes it out of sight all the same.
+func untilUnmounted(mount *irfs.Mount, signals <-chan os.Signal, done <-chan struct{}) error {
+	for first := true; ; first = false {
+		select {
+		case <-done:
+			return nil
+		case <-signals:
+		}
+		if first {
+			if err := mount.Unmount(); err != nil {
+				warn("%v; the mount stays until it is unused, or until a second signal", err)
+			}
+		} else if err := mount.Detach(); err != nil {
+			return err
+		}
+	}
+}

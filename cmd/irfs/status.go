@@ -1,0 +1,118 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"golang.org/x/term"
+
+	irfs "irfs/fs"
+	"irfs/sign"
+)
+
+func runStatus(c *command, args []string) error {
+	flags := newFlags(c)
+	var at treeFlags
+	at.add(flags)
+	full := flags.Bool("full", false, "check every layer, too")
+	asJSON := flags.Bool("json", false, "print a line of JSON for each image")
+	only := flags.StringSlice("only", nil, "print images of these status `words` only")
+	check := flags.Bool("check", false, "end with the exit code of the worst status")
+	if err := c.parse(flags, args, 0, 1); err != nil {
+		return err
+	}
+	for _, word := range *only {
+		if _, ok := exitCodes[sign.Status(word)]; !ok {
+			return &usageError{c, fmt.Sprintf("--only %s: the status words are %v", word, sign.Statuses())}
+		}
+	}
+	if (at.registry == "") == (flags.NArg() == 0) {
+		return &usageError{c, "give -r REGISTRY, or a mount point"}
+	}
+	if mnt := flags.Arg(0); mnt != "" {
+		if err := at.ofMount(mnt); err != nil {
+			return err
+		}
+	}
+	tree, err := at.tree()
+	if err != nil {
+		return err
+	}
+	ctx, stop := interruptible()
+	defer stop()
+	rows, err := tree.Status(ctx, *full, func(name, why string) { warn("%s is not shown: %s", name, why) })
+	if err != nil {
+		return err
+	}
+	worst := sign.Verified
+	for _, r := range rows {
+		if r.Status.Worse(worst) {
+			worst = r.Status
+		}
+	}
+	if len(*only) > 0 {
+		rows = slices.DeleteFunc(rows, func(r irfs.Row) bool { return !slices.Contains(*only, string(r.Status)) })
+	}
+	if err := print(rows, *asJSON); err != nil {
+		return err
+	}
+	if *check && worst != sign.Verified {
+		return exit(exitCodes[worst])
+	}
+	return nil
+}
+
+// ofMount takes the registry and the root CAs from a mount.
+func (t *treeFlags) ofMount(mnt string) error {
+	text, err := os.ReadFile(filepath.Join(mnt, ".irfs/version"))
+	if err != nil {
+		return &irfs.Hint{Err: fmt.Errorf("%s: not a mount of irfs", mnt), Text: "for a registry give -r " + mnt}
+	}
+	for line := range strings.Lines(string(text)) {
+		if registry, ok := strings.CutPrefix(line, "registry "); ok {
+			t.registry = strings.TrimSuffix(registry, "\n")
+		}
+	}
+	cas, err := filepath.Glob(filepath.Join(escapeGlob(mnt), ".irfs/ca/*.pub"))
+	t.cas = append(t.cas, cas...)
+	return err
+}
+
+func print(rows []irfs.Row, asJSON bool) error {
+	if asJSON {
+		for _, r := range rows {
+			if _, err := os.Stdout.Write(r.JSON()); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	if term.IsTerminal(int(os.Stdout.Fd())) {
+		fmt.Fprintln(w, "STATUS\tAPP\tREF\tPLATFORM\tDIGEST\tVENDOR")
+	}
+	for _, r := range rows {
+		line := strings.Join([]string{string(r.Status), r.App, dash(r.Ref), dash(r.Platform), dash(r.Digest), dash(r.Vendor)}, "\t") + "\n"
+		var err error
+		if term.IsTerminal(int(os.Stdout.Fd())) {
+			_, err = fmt.Fprint(w, line)
+		} else {
+			_, err = os.Stdout.WriteString(line)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return w.Flush()
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"irfs/sign"
+)
+
+// exitCodes are the exit codes of the status words.
+var exitCodes = map[sign.Status]int{
+	sign.Verified: 0, sign.Unsigned: 3, sign.Untrusted: 4, sign.Invalid: 5, sign.Corrupt: 6, sign.Unknown: 7,
+}
+
+func runVerifyImage(c *command, args []string) error {
+	flags := newFlags(c)
+	registry := flags.StringP("registry", "r", "", "the registry's `directory`")
+	name := flags.StringP("app", "a", "", "the `app`")
+	reference := flags.StringP("reference", "d", "", "a tag or `digest`")
+	cas := flags.StringArrayP("ca-pub", "c", nil, "a root CA's public `key` (or a directory of *.pub; may be repeated)")
+	full := flags.Bool("full", false, "check every layer, too")
+	asJSON := flags.Bool("json", false, "print what was found as JSON")
+	if err := c.parse(flags, args, 0, 0, "registry", "app", "reference", "ca-pub"); err != nil {
+		return err
+	}
+	ctx, stop := interruptible()
+	defer stop()
+	trust, err := readTrust(*cas)
+	if err != nil {
+		return err
+	}
+	reg, err := openRegistry(*registry)
+	if err != nil {
+		return err
+	}
+	app, err := reg.App(*name)
+	if err != nil {
+		return err
+	}
+	snap, err := app.Snapshot()
+	if err != nil {
+		return err
+	}
+	if snap.Err != nil {
+		return &withCode{exitCodes[sign.Corrupt], fmt.Errorf("%s: %w", *name, snap.Err)}
+	}
+	e, err := snap.Resolve(*reference)
+	if err != nil {
+		return err
+	}
+	verdict, err := sign.NewVerifier(trust).Verify(ctx, app, snap, e, *full)
+	if err != nil {
+		return err
+	}
+	if *asJSON {
+		os.Stdout.Write(verdict.Report(app, snap, e).JSON())
+	} else {
+		fmt.Println(verdict.Status)
+	}
+	if verdict.Status == sign.Verified {
+		return nil
+	}
+	return &withCode{exitCodes[verdict.Status], fmt.Errorf("%s %s: %s", *name, *reference, verdict.Reason)}
+}

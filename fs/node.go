@@ -1,0 +1,609 @@
+package fs
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"hash"
+	"path"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	gofs "github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/opencontainers/go-digest"
+
+	"irfs/layout"
+)
+
+// timeout is how long the kernel may answer stat and lookup by itself. Open
+// always asks.
+const timeout = time.Second
+
+// mounted is what the nodes of one mount share.
+type mounted struct {
+	tree        *Tree
+	passthrough atomic.Bool
+	device      uint64 // st_dev of the mount
+	secret      [32]byte
+	drops       *drops
+	root        *gofs.Inode
+
+	mu      sync.Mutex
+	handed  map[uint32]handed  // by pid
+	accepts map[uint32]accepts // by pid
+}
+
+// handed is an Item that an Open computed, and answered with ESTALE because its
+// node is that of an older state. The kernel walks the path again by itself,
+// in the same open(2); its Lookup takes the Item over.
+type handed struct {
+	path string
+	item *Item
+	at   time.Time
+}
+
+// accepts is the inode that such a Lookup gave. The Open that follows serves it
+// as it is: the kernel repeats an open only once after ESTALE, and what
+// the Lookup gave is younger than the open(2).
+type accepts struct {
+	ino uint64
+	at  time.Time
+}
+
+func (m *mounted) handOver(pid uint32, path string, item *Item) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.handed) > 1024 {
+		clear(m.handed)
+	}
+	m.handed[pid] = handed{path, item, time.Now()}
+}
+
+func (m *mounted) takeOver(pid uint32, path string) *Item {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	h, ok := m.handed[pid]
+	if !ok || h.path != path {
+		return nil
+	}
+	delete(m.handed, pid)
+	if time.Since(h.at) > timeout {
+		return nil
+	}
+	return h.item
+}
+
+func (m *mounted) accept(pid uint32, ino uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.accepts) > 1024 {
+		clear(m.accepts)
+	}
+	m.accepts[pid] = accepts{ino, time.Now()}
+}
+
+func (m *mounted) accepted(pid uint32, ino uint64) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	a, ok := m.accepts[pid]
+	if ok {
+		delete(m.accepts, pid)
+	}
+	return ok && a.ino == ino && time.Since(a.at) <= timeout
+}
+
+// ino gives the inode number of what is at a path: for a directory or a file that
+// has no fixed content it stands for the path alone, for any other file also for
+// its content and attributes. So an inode's content never changes, and
+// two contents never share a number: nobody knows the key, so nobody can look for
+// a collision of 64 bits.
+func (m *mounted) ino(path string, item *Item) uint64 {
+	h := hmac.New(sha256.New, m.secret[:])
+	h.Write([]byte(path))
+	if item.dir == nil && item.control == nil && item.live == nil {
+		numbers(h, 1, int64(item.Mode), int64(item.UID), int64(item.GID), item.Mtime, item.Size)
+		if s := item.stamp; item.blob != nil {
+			numbers(h, int64(s.Dev), int64(s.Ino), s.Size, s.Mtime, s.Ctime)
+		} else {
+			h.Write(item.data)
+		}
+	}
+	return binary.LittleEndian.Uint64(h.Sum(nil)) | 1<<32 // never 0 or 1, the root's
+}
+
+func numbers(h hash.Hash, list ...int64) {
+	h.Write([]byte{0})
+	for _, n := range list {
+		binary.Write(h, binary.LittleEndian, n)
+	}
+}
+
+func (m *mounted) fill(out *fuse.Attr, item *Item) {
+	mode := uint32(item.Mode.Perm())
+	if item.Mode.IsDir() {
+		mode |= syscall.S_IFDIR
+	} else {
+		mode |= syscall.S_IFREG
+	}
+	out.Mode, out.Owner = mode, fuse.Owner{Uid: item.UID, Gid: item.GID}
+	out.Size = uint64(item.Size)
+	out.Blocks = (out.Size + 511) / 512
+	out.Blksize = 4096
+	out.Nlink = 1
+	t := time.Unix(0, item.Mtime)
+	out.SetTimes(&t, &t, &t)
+}
+
+func pidOf(ctx context.Context) uint32 {
+	if c, ok := fuse.FromContext(ctx); ok {
+		return c.Pid
+	}
+	return 0
+}
+
+func callerOf(ctx context.Context) Caller {
+	c, _ := fuse.FromContext(ctx)
+	if c == nil {
+		return Caller{}
+	}
+	return Caller{c.Pid, c.Uid, c.Gid}
+}
+
+// A dirNode shows a directory of the tree.
+type dirNode struct {
+	gofs.Inode
+	refusing
+	m    *mounted
+	path string // in the mount, "." its root
+	dir  dir
+}
+
+var (
+	_ gofs.NodeLookuper  = (*dirNode)(nil)
+	_ gofs.NodeOpendirer = (*dirNode)(nil)
+	_ gofs.NodeReaddirer = (*dirNode)(nil)
+	_ gofs.NodeGetattrer = (*dirNode)(nil)
+	_ gofs.NodeStatfser  = (*dirNode)(nil)
+)
+
+func (n *dirNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
+	at := path.Join(n.path, name)
+	pid := pidOf(ctx)
+	item := n.m.takeOver(pid, at)
+	over := item != nil
+	if !over {
+		var err error
+		if item, err = n.dir.lookup(ctx, name); err != nil {
+			return nil, n.lookupErrno(ctx, err)
+		}
+	}
+	n.m.fill(&out.Attr, item)
+	out.SetEntryTimeout(timeout)
+	if item.control == nil && item.live == nil {
+		out.SetAttrTimeout(timeout)
+	}
+	id := gofs.StableAttr{Mode: out.Mode & syscall.S_IFMT, Ino: n.m.ino(at, item)}
+	if over {
+		n.m.accept(pid, id.Ino)
+	}
+	return n.NewInode(ctx, n.node(at, name, item, id.Ino), id), 0
+}
+
+// lookupErrno: a directory that is gone itself is stale, so that the kernel
+// walks the whole path again instead of taking the name for missing.
+func (n *dirNode) lookupErrno(ctx context.Context, err error) syscall.Errno {
+	errno := errnoOf(err)
+	if errno == syscall.ENOENT && n.path != "." {
+		if _, gone := n.dir.item(ctx); errors.Is(gone, errAbsent) {
+			return syscall.ESTALE
+		}
+	}
+	return errno
+}
+
+func (n *dirNode) node(at, name string, item *Item, ino uint64) gofs.InodeEmbedder {
+	base := shown{m: n.m, path: at, parent: n.dir, name: name, item: item, ino: ino}
+	switch {
+	case item.drop:
+		return &dropDir{m: n.m, parent: n.dir}
+	case item.dir != nil:
+		return &dirNode{m: n.m, path: at, dir: item.dir}
+	case item.control != nil:
+		return &controlNode{shown: base}
+	case item.live != nil:
+		return &liveNode{shown: base}
+	}
+	return &fileNode{shown: base}
+}
+
+func (n *dirNode) Getattr(ctx context.Context, _ gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	item, err := n.dir.item(ctx)
+	if errors.Is(err, errAbsent) {
+		return syscall.ESTALE
+	}
+	if err != nil {
+		return errnoOf(err)
+	}
+	n.m.fill(&out.Attr, item)
+	out.SetTimeout(timeout)
+	return 0
+}
+
+func (n *dirNode) Opendir(ctx context.Context) syscall.Errno {
+	if _, err := n.dir.item(ctx); err != nil {
+		if errors.Is(err, errAbsent) {
+			return syscall.ESTALE
+		}
+		return errnoOf(err)
+	}
+	return 0
+}
+
+func (n *dirNode) Readdir(ctx context.Context) (gofs.DirStream, syscall.Errno) {
+	names, err := n.dir.list(ctx)
+	if err != nil {
+		return nil, n.lookupErrno(ctx, err)
+	}
+	return dirStream(names), 0
+}
+
+func dirStream(names []Name) gofs.DirStream {
+	list := make([]fuse.DirEntry, len(names))
+	for i, e := range names {
+		list[i] = fuse.DirEntry{Name: e.Name, Mode: syscall.S_IFREG}
+		if e.Mode.IsDir() {
+			list[i].Mode = syscall.S_IFDIR
+		}
+	}
+	return gofs.NewListDirStream(list)
+}
+
+func (n *dirNode) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {
+	st, err := n.m.tree.Registry.Statfs()
+	if err != nil {
+		return errnoOf(err)
+	}
+	out.FromStatfsT(&st)
+	return 0
+}
+
+// shown is what the nodes of files have in common: what they show, and where
+// it was found.
+type shown struct {
+	refusing
+	m      *mounted
+	path   string
+	parent dir
+	name   string
+	item   *Item
+	ino    uint64
+}
+
+// A fileNode shows a file that never changes: when there is other content at
+// its path, that is another node.
+type fileNode struct {
+	gofs.Inode
+	shown
+}
+
+var (
+	_ gofs.NodeOpener    = (*fileNode)(nil)
+	_ gofs.NodeReader    = (*fileNode)(nil)
+	_ gofs.NodeGetattrer = (*fileNode)(nil)
+)
+
+func (n *fileNode) Getattr(_ context.Context, _ gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	n.m.fill(&out.Attr, n.item)
+	out.SetTimeout(timeout)
+	return 0
+}
+
+func (n *fileNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uint32, syscall.Errno) {
+	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
+		return nil, 0, syscall.EPERM
+	}
+	pid := pidOf(ctx)
+	if !n.m.accepted(pid, n.ino) {
+		now, err := n.parent.lookup(ctx, n.name)
+		if errors.Is(err, errAbsent) {
+			return nil, 0, syscall.ESTALE
+		}
+		if err == nil && now.settle != nil {
+			now, err = now.settled(ctx)
+		}
+		if err != nil {
+			return nil, 0, errnoOf(err)
+		}
+		if n.m.ino(n.path, now) != n.ino {
+			n.m.handOver(pid, n.path, now)
+			return nil, 0, syscall.ESTALE
+		}
+	}
+	if n.item.blob != nil {
+		return n.openBlob()
+	}
+	return nil, fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH, 0
+}
+
+// settled is a file with its real content in place of the presumed.
+func (i *Item) settled(ctx context.Context) (*Item, error) {
+	data, err := i.settle(ctx)
+	if err != nil {
+		return nil, err
+	}
+	real := *i
+	real.settle, real.data, real.Size = nil, data, int64(len(data))
+	return &real, nil
+}
+
+// Read serves what the node holds; a blob has a handle of its own.
+func (n *fileNode) Read(_ context.Context, h gofs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	if b, ok := h.(*blobHandle); ok {
+		return fuse.ReadResultFd(uintptr(b.blob.FD()), off, len(dest)), 0
+	}
+	return part(n.item.data, dest, off), 0
+}
+
+// part is what a read of len(dest) bytes at off gives, never more.
+func part(data, dest []byte, off int64) fuse.ReadResult {
+	if off >= int64(len(data)) {
+		return fuse.ReadResultData(nil)
+	}
+	data = data[off:]
+	return fuse.ReadResultData(data[:min(len(data), len(dest))])
+}
+
+func (n *fileNode) openBlob() (gofs.FileHandle, uint32, syscall.Errno) {
+	blob, err := n.item.blob()
+	if err != nil {
+		return nil, 0, syscall.ESTALE
+	}
+	if blob.Attr.Stamp != n.item.stamp {
+		blob.Close()
+		return nil, 0, syscall.ESTALE
+	}
+	flags := uint32(fuse.FOPEN_NOFLUSH)
+	if !layout.Racy(blob.Attr.Stamp) {
+		flags |= fuse.FOPEN_KEEP_CACHE
+	}
+	return &blobHandle{blob, n.m.passthrough.Load()}, flags, 0
+}
+
+// A blobHandle is an open file of a layout, which the kernel reads without
+// asking where passthrough works (linux/fuse.h, FOPEN_PASSTHROUGH).
+type blobHandle struct {
+	blob        *layout.Blob
+	passthrough bool
+}
+
+var (
+	_ gofs.FilePassthroughFder = (*blobHandle)(nil)
+	_ gofs.FileReleaser        = (*blobHandle)(nil)
+)
+
+func (h *blobHandle) PassthroughFd() (int, bool) { return h.blob.FD(), h.passthrough }
+
+func (h *blobHandle) Release(context.Context) syscall.Errno {
+	h.blob.Close()
+	return 0
+}
+
+// A liveNode shows a file that is made anew for each opener: .irfs/log.
+type liveNode struct {
+	gofs.Inode
+	shown
+}
+
+type liveHandle struct{ data []byte }
+
+func (n *liveNode) Getattr(ctx context.Context, h gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	now := *n.item
+	if h, ok := h.(*liveHandle); ok {
+		now.Size = int64(len(h.data))
+	} else {
+		now.Size = int64(len(n.item.live(callerOf(ctx).UID)))
+	}
+	n.m.fill(&out.Attr, &now)
+	return 0
+}
+
+func (n *liveNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uint32, syscall.Errno) {
+	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
+		return nil, 0, syscall.EPERM
+	}
+	return &liveHandle{n.item.live(callerOf(ctx).UID)}, fuse.FOPEN_DIRECT_IO, 0
+}
+
+func (n *liveNode) Read(_ context.Context, h gofs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	return part(h.(*liveHandle).data, dest, off), 0
+}
+
+// A controlNode is the file `sign` of an image directory.
+type controlNode struct {
+	gofs.Inode
+	shown
+}
+
+var (
+	_ gofs.NodeOpener    = (*controlNode)(nil)
+	_ gofs.NodeReader    = (*controlNode)(nil)
+	_ gofs.NodeWriter    = (*controlNode)(nil)
+	_ gofs.NodeGetattrer = (*controlNode)(nil)
+	_ gofs.NodeSetattrer = (*controlNode)(nil)
+	_ gofs.NodeFsyncer   = (*controlNode)(nil)
+)
+
+// controlHandle remembers who opened the file, and on what.
+type controlHandle struct {
+	caller Caller
+	bound  func() ([]digest.Digest, error)
+
+	mu   sync.Mutex
+	text []byte // what reading it gives
+}
+
+func (n *controlNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uint32, syscall.Errno) {
+	now, err := n.parent.lookup(ctx, n.name)
+	if errors.Is(err, errAbsent) {
+		return nil, 0, syscall.ESTALE
+	}
+	if err != nil {
+		return nil, 0, errnoOf(err)
+	}
+	h := &controlHandle{caller: callerOf(ctx), text: now.data}
+	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
+		bound, err := n.item.control.bound()
+		h.bound = func() ([]digest.Digest, error) { return bound, err }
+	}
+	return h, fuse.FOPEN_DIRECT_IO, 0
+}
+
+func (n *controlNode) Read(_ context.Context, h gofs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	c := h.(*controlHandle)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return part(c.text, dest, off), 0
+}
+
+// Write carries out one command. The offset says nothing: each write is a
+// command of its own.
+func (n *controlNode) Write(ctx context.Context, h gofs.FileHandle, data []byte, _ int64) (uint32, syscall.Errno) {
+	c := h.(*controlHandle)
+	caller := callerOf(ctx)
+	defer clear(data) // there may be a key in it
+	d := n.item.control
+	if caller.UID != c.caller.UID || caller.GID != c.caller.GID {
+		n.m.tree.log.add(caller.UID, "sign", d.path(), "refused: the file was opened by another user")
+		return 0, errnoOf(errCaller)
+	}
+	bound, err := c.bound()
+	if err != nil {
+		n.m.tree.log.add(caller.UID, "sign", d.path(), err.Error())
+		return 0, errnoOf(err)
+	}
+	text, change, err := n.m.tree.command(ctx, d, bound, caller, n.m.device, data)
+	c.mu.Lock()
+	c.text = []byte(text + "\n" + usage)
+	c.mu.Unlock()
+	if err != nil {
+		return 0, errnoOf(err)
+	}
+	n.m.expire(d.app, change)
+	return uint32(len(data)), 0
+}
+
+func (n *controlNode) Getattr(ctx context.Context, h gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	now, err := n.parent.lookup(ctx, n.name)
+	if errors.Is(err, errAbsent) {
+		return syscall.ESTALE
+	}
+	if err != nil {
+		return errnoOf(err)
+	}
+	if h, ok := h.(*controlHandle); ok {
+		h.mu.Lock()
+		now.Size = int64(len(h.text))
+		h.mu.Unlock()
+	}
+	n.m.fill(&out.Attr, now)
+	return 0
+}
+
+// Setattr accepts the truncation that a shell's `>` asks for, and no other change.
+func (n *controlNode) Setattr(ctx context.Context, h gofs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
+	if in.Valid&(fuse.FATTR_MODE|fuse.FATTR_UID|fuse.FATTR_GID) != 0 {
+		return syscall.EPERM
+	}
+	return n.Getattr(ctx, h, out)
+}
+
+// Fsync has nothing to do: a write that returned is durable.
+func (n *controlNode) Fsync(context.Context, gofs.FileHandle, uint32) syscall.Errno { return 0 }
+
+// expire makes the kernel forget the names that a signing made, unmade or gave
+// other content, before its write returns. No lock may be held: the kernel
+// may have lookups under way here that it waits for. The name `sign` is left
+// out, for this is called from its handler.
+func (m *mounted) expire(app string, change *layout.Change) {
+	if change == nil {
+		return
+	}
+	top := m.root
+	for part := range strings.SplitSeq(app, "/") {
+		if top = top.GetChild(part); top == nil {
+			return
+		}
+	}
+	top.NotifyEntry("index.json")
+	if images := top.GetChild("manifests"); images != nil {
+		for old, now := range change.Moved {
+			for _, sep := range []string{"-", ":"} {
+				for _, d := range []digest.Digest{old, now} {
+					name := d.Algorithm().String() + sep + d.Encoded()
+					expireFiles(images.GetChild(name))
+					images.NotifyEntry(name)
+				}
+			}
+		}
+	}
+	if tags := top.GetChild("tags"); tags != nil {
+		for old := range change.Moved {
+			for _, tag := range change.Before.TagsOf(old) {
+				if name, ok := tagName(tag); ok {
+					expireFiles(tags.GetChild(name))
+				}
+			}
+		}
+	}
+}
+
+// expireFiles expires the files of an image directory and of its platforms,
+// but not the directories, for somebody may stand in one.
+func expireFiles(dir *gofs.Inode) {
+	if dir == nil {
+		return
+	}
+	for name, child := range dir.Children() {
+		switch {
+		case child.IsDir():
+			expireFiles(child)
+		case name != "sign":
+			dir.NotifyEntry(name)
+		}
+	}
+}
+
+// refusing answers what cannot be done anywhere in the tree. go-fuse's
+// defaults for some of these would say that it was done.
+type refusing struct{}
+
+func (refusing) Unlink(context.Context, string) syscall.Errno { return syscall.EPERM }
+func (refusing) Rmdir(context.Context, string) syscall.Errno  { return syscall.EPERM }
+func (refusing) Rename(context.Context, string, gofs.InodeEmbedder, string, uint32) syscall.Errno {
+	return syscall.EPERM
+}
+func (refusing) Mkdir(context.Context, string, uint32, *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
+	return nil, syscall.EPERM
+}
+func (refusing) Mknod(context.Context, string, uint32, uint32, *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
+	return nil, syscall.EPERM
+}
+func (refusing) Symlink(context.Context, string, string, *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
+	return nil, syscall.EPERM
+}
+func (refusing) Link(context.Context, gofs.InodeEmbedder, string, *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
+	return nil, syscall.EPERM
+}
+func (refusing) Create(context.Context, string, uint32, uint32, *fuse.EntryOut) (*gofs.Inode, gofs.FileHandle, uint32, syscall.Errno) {
+	return nil, nil, 0, syscall.EPERM
+}
+func (refusing) Setattr(context.Context, gofs.FileHandle, *fuse.SetAttrIn, *fuse.AttrOut) syscall.Errno {
+	return syscall.EPERM
+}

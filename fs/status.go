@@ -1,0 +1,92 @@
+package fs
+
+import (
+	"context"
+	"errors"
+
+	"irfs/layout"
+	"irfs/sign"
+)
+
+// A Row is one image of a registry, or an app whose index.json cannot be used.
+type Row struct {
+	Ref string `json:"ref"` // a tag that leads to it, "" for none
+	sign.Report
+}
+
+// Status gives a Row for every image of the registry, sorted by app and tag; with
+// full, every layer is read. hidden is told of each app that a mount does
+// not show, and why.
+func (t *Tree) Status(ctx context.Context, full bool, hidden func(name, why string)) ([]Row, error) {
+	apps, err := t.Registry.Apps()
+	if err != nil {
+		return nil, err
+	}
+	var rows []Row
+	for _, found := range apps {
+		if !found.Shown {
+			hidden(found.Name, found.Why)
+			continue
+		}
+		more, err := t.appStatus(ctx, found.Name, full)
+		if errors.Is(err, layout.ErrNotFound) { // gone meanwhile
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, more...)
+	}
+	return rows, nil
+}
+
+func (t *Tree) appStatus(ctx context.Context, name string, full bool) ([]Row, error) {
+	app, err := t.Registry.App(name)
+	if err != nil {
+		return nil, err
+	}
+	snap, err := app.Snapshot()
+	if err != nil {
+		return nil, err
+	}
+	if snap.Err != nil {
+		return []Row{{"", sign.Report{App: name, Tags: []string{}, Status: sign.Corrupt, Reason: snap.Err.Error(), Layers: sign.LayersUnchecked}}}, nil
+	}
+	var rows []Row
+	add := func(ref string, e layout.Entry) error {
+		images, err := snap.Images(e)
+		if errors.Is(err, layout.ErrCorrupt) {
+			images = []layout.Entry{e}
+		} else if err != nil {
+			return err
+		}
+		for _, image := range images {
+			v, err := t.Verifier.Verify(ctx, app, snap, image, full)
+			if err != nil {
+				return err
+			}
+			if v.Kind == layout.KindAttestation || v.Missing && layout.IsIndex(e.MediaType) && image.Digest != e.Digest {
+				continue
+			}
+			rows = append(rows, Row{ref, v.Report(app, snap, image)})
+		}
+		return nil
+	}
+	for _, tag := range snap.Tags() {
+		e, err := snap.Tag(tag)
+		if err == nil {
+			err = add(tag, e)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	for _, e := range snap.Top() {
+		if len(snap.TagsOf(e.Digest)) == 0 {
+			if err := add("", e); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return rows, nil
+}
