@@ -1,0 +1,58 @@
+// Package fs is what a mount of an Image Registry looks like.
+//
+// # The tree
+//
+//	MNT/
+//	  .irfs/                     the mount itself (opens by name, is not listed)
+//	    version                  lines `key value`: version, registry, pid, passthrough, readonly
+//	    log                      the last 256 operations: time, uid, operation, path, outcome
+//	    ca/<fingerprint>.pub     the root CAs that are trusted
+//	  import/                    a tar archive that is written here becomes an app
+//	  <app>/                     `nginx`, or nested: `library/nginx`
+//	    oci-layout  index.json  blobs/<algorithm>/<hex>     the layout, byte for byte
+//	    tags/<tag>/              the image or index that the tag names now
+//	    manifests/sha256-<hex>/  every image and index of the app (`sha256:<hex>` opens it too)
+//	    .irfs/check              `ok`, or a line for each thing wrong with the app (not listed)
+//
+// and in an image directory, below tags/ or manifests/:
+//
+//	verify                   one status word (package sign) and a newline
+//	verify-full              the same, after reading every layer (not listed)
+//	reason                   a line for each check and what it found
+//	status.json              the same for programs
+//	digest                   sha256:<hex>
+//	manifest.json            the manifest's or index's own bytes
+//	config.json              the config's own bytes; not for an index
+//	signature  vendor.pub  vendor.pub.sig   DER, as decoded from the annotations; not if unsigned
+//	sign                     the control file
+//	platforms/<os>-<arch>[-<variant>]/      an image directory for each platform
+//
+// # Three layers
+//
+// A [Tree] is the tree as data: what is at a path, a directory with names or a
+// file with bytes, computed when it is asked for (tree.go, image.go). It knows
+// nothing of FUSE: `irfs cat` and `ls` print it. The nodes (node.go, drop.go)
+// show it to the kernel. A write to a control file (control.go) goes the other
+// way: words → keys, read with the caller's own rights (caller.go) → package
+// sign. Errors become errno in one table (errno.go), and words in the log (log.go).
+//
+// # No cache is ever stale
+//
+// An inode's content never changes. Its number is a keyed hash of its path and its
+// content, so another content is another inode. Every open(2) computes what is at
+// the path now, which is a few calls of stat(2) if nothing changed; if that is
+// not what the inode shows, the answer is ESTALE, and the kernel walks the path
+// again by itself and gets the new inode. So the kernel may keep every page of every
+// inode, and an open never lags behind the registry. stat(2) may lag by one
+// second, but not behind a change made through this mount: the names that a
+// signing changed are expired before its write returns.
+//
+// # The control file
+//
+// One write(2) to `sign` is one command, of at most 4096 bytes: a private key itself
+// (DER or PEM), or flags of sign-image (-v -s -c -x), or else the path of the
+// vendor's private key. It has been carried out, durably, when the write returns,
+// or the write fails. Reading gives the outcome of the last command for this
+// image. What is signed is what was opened: if another image came to its place
+// since, the answer is ESTALE; if somebody else signed it, it goes on.
+package fs

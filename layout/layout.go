@@ -1,0 +1,71 @@
+// Package layout reads, checks and changes OCI image layouts on disk. It knows
+// nothing of keys, and nothing of FUSE.
+//
+// # Words
+//
+// A [Registry] is a directory. Every directory below it that holds a regular
+// file `oci-layout` is an [App]: an image layout (OCI image-spec v1.1,
+// image-layout.md) whose name is its path below the registry. Apps may lie in
+// apps. Names that begin with a dot are never apps, and symbolic links are
+// never followed.
+//
+//	REGISTRY/
+//	  library/nginx/              the app library/nginx
+//	    oci-layout                {"imageLayoutVersion":"1.0.0"}
+//	    index.json                what the app holds: tags, and digests
+//	    blobs/sha256/<64 hex>     manifests, indexes, configs, layers
+//	    blobs/sha512/<128 hex>
+//
+// A [Snapshot] is what index.json said at one instant, and an [Entry] is an
+// image or index that it reaches, directly or through nested indexes.
+//
+// # What is checked
+//
+// The content of a registry is hostile input. A name becomes a path only
+// after [ParseDigest], and a path is opened beneath its directory without
+// following symbolic links, never waiting, and only if it is a regular file.
+// Sizes are compared with the descriptor, and with the limits MaxManifest,
+// MaxConfig and MaxIndex, before a byte is read; what was read is
+// checked against its digest, and these very bytes are used. Documents are parsed
+// strictly: exact names, no duplicate members, valid UTF-8, nothing behind the
+// value, a media type that is the descriptor's. What fails is [ErrCorrupt], with a
+// sentence that says what is wrong with what. A blob that is not there is also
+// [ErrMissing], for an index may list images that the layout does not have.
+// What the system says (EIO, EACCES …) is passed on as it is, and never
+// taken for a statement about the content.
+//
+// # What is promised on disk
+//
+// [App.Annotate] sets annotations on manifests, and carries the new digests
+// and sizes up through every index to index.json. JSON is spliced, not
+// written anew: every byte stays that does not have to change.
+//
+// At every instant, power loss included, index.json refers only to blobs that
+// are complete and right as far as this package wrote them; a change that was
+// reported done survives; one that failed before its last step changed nothing
+// that can be reached. The order is:
+//
+//  1. take flock(2) on the app's own oci-layout, waiting at most [LockWait];
+//  2. read index.json and what hangs on it, and compute every new blob in memory;
+//  3. write each to an unnamed file, fsync it, give it its digest for a name, and
+//     fsync the directory. One that is there is hashed before it is trusted;
+//  4. write and fsync the new index.json under a working name, make sure that the
+//     old one is still what was read, and rename the new one over it;
+//  5. fsync the app's directory.
+//
+// No blob is ever modified where it stands, and nothing but [App.Collect] deletes
+// one. Owner, mode and ACL of what is replaced are kept. Working files that need a
+// name lie in a directory `.irfs/<random>/` of the app, or of the registry for
+// an app that is not there yet, which its owner holds locked; what the dead
+// left is removed by the next change.
+//
+// An archive is taken in by [Registry.Stage], as an app that nobody sees, which
+// may be read and changed like any other until [Staged.Publish] renames it
+// to its place, or adds it to the app that is there, in one step.
+//
+// # Remembering
+//
+// What was read is kept with the [Stamp] of its file, and read again when
+// the stamp has changed. A file that had changed less than two seconds before it
+// was read is compared by content, since its times cannot show the next change.
+package layout
