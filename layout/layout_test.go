@@ -62,7 +62,14 @@ func registry(t testing.TB, dir string) *layout.Registry {
 	return reg
 }
 
-func must(t testing.TB, err error) {
+// A failer is a testing.TB or a rapid.T.
+type failer interface {
+	Helper()
+	Errorf(format string, args ...any)
+	Fatal(args ...any)
+}
+
+func must(t failer, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
