@@ -53,8 +53,16 @@ func parseCommand(data []byte) (*command, error) {
 	if strings.IndexByte(name, 0) >= 0 {
 		return nil, badCommand("not a path: it has a zero byte in it")
 	}
+	if len(name) >= 60 && strings.Trim(name, base64) == "" {
+		return nil, badCommand("this looks like a part of a key in base64; write a PEM file whole, with cat, or its path")
+	}
 	return &command{vendor: name}, nil
 }
+
+// base64 is what a line of a PEM file is made of. A shell's echo of a whole one
+// arrives line by line, and no line of a key may be taken for a path, for
+// paths are shown in the log.
+const base64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\n"
 
 func parseFlags(text string) (*command, error) {
 	words, err := shellquote.Split(text)
@@ -69,11 +77,11 @@ func parseFlags(text string) (*command, error) {
 	flags.StringArrayVarP(&c.caPubs, "ca-pub", "c", nil, "")
 	flags.StringVarP(&c.caPrv, "ca-prv", "x", "", "")
 	if err := flags.Parse(words); err != nil {
-		return nil, badCommand("%v; only -v -s -c -x are allowed here", err)
+		return nil, badCommand("a flag that is not allowed here, or one without its value; the flags are -v -s -c -x")
 	}
 	switch {
 	case flags.NArg() > 0:
-		return nil, badCommand("%q is no flag; quote a path with blanks in it", flags.Arg(0))
+		return nil, badCommand("a word that is no flag; quote a path with blanks in it")
 	case c.vendor == "":
 		return nil, badCommand("-v, the vendor's private key, is missing")
 	case c.caPrv != "" && (c.certificate != "" || len(c.caPubs) > 0):

@@ -105,6 +105,10 @@ func (n *dropDir) Getattr(ctx context.Context, _ gofs.FileHandle, out *fuse.Attr
 	return 0
 }
 
+func (n *dropDir) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {
+	return n.m.statfs(out)
+}
+
 func (n *dropDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
 	f := n.m.drops.find(name)
 	if f == nil {
@@ -389,6 +393,10 @@ func (f *dropFile) Allocate(_ context.Context, h gofs.FileHandle, off, size uint
 		return f.truncate(h, end)
 	}
 	return 0
+}
+
+func (f *dropFile) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {
+	return f.m.statfs(out)
 }
 
 func (f *dropFile) Fsync(context.Context, gofs.FileHandle, uint32) syscall.Errno { return 0 }

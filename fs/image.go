@@ -259,7 +259,7 @@ func (i *image) ofVerdict(v *sign.Verdict, text []byte) *Item {
 
 // verdict is the full verdict if it is known, otherwise the one without layers.
 func (i *image) verdict(ctx context.Context) (*sign.Verdict, error) {
-	if full := i.t.Verifier.Known(i.app, i.snap, i.entry); full != nil {
+	if full := i.t.Verifier.Known(ctx, i.app, i.snap, i.entry); full != nil {
 		return full, nil
 	}
 	return i.t.Verifier.Verify(ctx, i.app, i.snap, i.entry, false)
@@ -267,8 +267,8 @@ func (i *image) verdict(ctx context.Context) (*sign.Verdict, error) {
 
 // verifyFull reads no layer before it is opened: until then its size is that of
 // `verified`.
-func verifyFull(_ context.Context, i *image) (*Item, error) {
-	if v := i.t.Verifier.Known(i.app, i.snap, i.entry); v != nil {
+func verifyFull(ctx context.Context, i *image) (*Item, error) {
+	if v := i.t.Verifier.Known(ctx, i.app, i.snap, i.entry); v != nil {
 		return fileOf(word(v), i.snap.Attr, i.snap.Attr.Mtime), nil
 	}
 	item := fileOf([]byte(string(sign.Verified)+"\n"), i.snap.Attr, i.snap.Attr.Mtime)

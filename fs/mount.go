@@ -156,6 +156,23 @@ func Unmount(dir string, lazy bool) error {
 	return nil
 }
 
+// IsMount says, by an error, that what is mounted on dir is not a mount of irfs.
+func IsMount(dir string) error {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	// The last part is not looked at: the mount may be dead.
+	if parent, err := filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
+		abs = filepath.Join(parent, filepath.Base(abs))
+	}
+	at, err := mountAt(abs)
+	if err == nil && at.kind != "fuse.irfs" {
+		err = fmt.Errorf("%s: a mount of type %s, and not of irfs", dir, at.kind)
+	}
+	return err
+}
+
 // mountPoint checks the directory to mount on, and makes its path absolute.
 func (t *Tree) mountPoint(dir string, nonEmpty bool) (string, error) {
 	dir, err := filepath.Abs(dir)

@@ -266,7 +266,12 @@ func dirStream(names []Name) gofs.DirStream {
 }
 
 func (n *dirNode) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {
-	st, err := n.m.tree.Registry.Statfs()
+	return n.m.statfs(out)
+}
+
+// statfs tells of the file system that the registry is on.
+func (m *mounted) statfs(out *fuse.StatfsOut) syscall.Errno {
+	st, err := m.tree.Registry.Statfs()
 	if err != nil {
 		return errnoOf(err)
 	}
@@ -284,6 +289,10 @@ type shown struct {
 	name   string
 	item   *Item
 	ino    uint64
+}
+
+func (s *shown) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {
+	return s.m.statfs(out)
 }
 
 // A fileNode shows a file that never changes: when there is other content at

@@ -554,10 +554,14 @@ func (s *Staged) moveBlobs(l *locked) error {
 				return err
 			}
 			err = rename(from, name, l.dirfd, name, unix.RENAME_NOREPLACE)
-			if errors.Is(err, fs.ErrExist) && hashFile(l.dirfd, name, d.Algorithm()) != d {
-				err = rename(from, name, l.dirfd, name, 0)
+			if errors.Is(err, fs.ErrExist) {
+				if hashFile(l.dirfd, name, d.Algorithm()) == d {
+					err = syncFile(l.dirfd, name) // whoever wrote it may not have
+				} else {
+					err = rename(from, name, l.dirfd, name, 0)
+				}
 			}
-			if err != nil && !errors.Is(err, fs.ErrExist) {
+			if err != nil {
 				return err
 			}
 		}

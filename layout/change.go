@@ -392,12 +392,7 @@ func (l *locked) putBlob(w *work, b newBlob) error {
 	algorithm := b.Digest.Algorithm()
 	there := hashFile(l.dirfd, name, algorithm) == b.Digest
 	if there {
-		fd, _, err := openRegular(l.dirfd, name)
-		if err != nil {
-			return err
-		}
-		defer closeFD(fd)
-		return fsync(fd, name) // whoever wrote it may not have
+		return syncFile(l.dirfd, name) // whoever wrote it may not have
 	}
 	dir, err := openDir(l.dirfd, path.Dir(name))
 	if err != nil {

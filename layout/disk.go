@@ -313,6 +313,15 @@ func syncDir(dirfd int, name string) error {
 	return fsync(fd, name)
 }
 
+func syncFile(dirfd int, name string) error {
+	fd, _, err := openRegular(dirfd, name)
+	if err != nil {
+		return err
+	}
+	defer closeFD(fd)
+	return fsync(fd, name)
+}
+
 func mkdir(dirfd int, name string, mode uint32) error {
 	return pathError("mkdir", name, retry(func() error { return unix.Mkdirat(dirfd, name, mode) }))
 }

@@ -102,12 +102,11 @@ func (r *Registry) Dir(name string) (Dir, error) {
 	if err != nil {
 		return Dir{}, err
 	}
-	return Dir{attr, name != "." && isLayout(fd)}, nil
-}
-
-func isLayout(dirfd int) bool {
-	attr, err := statBeneath(dirfd, "oci-layout")
-	return err == nil && attr.Mode.IsRegular()
+	mark, err := statBeneath(fd, "oci-layout")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrCorrupt) {
+		return Dir{}, err
+	}
+	return Dir{attr, name != "." && err == nil && mark.Mode.IsRegular()}, nil
 }
 
 // Dirs lists the directories in the directory name ("." is the registry

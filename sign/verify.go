@@ -34,6 +34,7 @@ type Verdict struct {
 
 	descriptor v1.Descriptor
 	seen       layout.Seen
+	lasting    bool // seen tells when it does not hold any more
 }
 
 // counts says whether an image's word counts in that of its index.
@@ -88,18 +89,18 @@ func (v *Verifier) Verify(ctx context.Context, app *layout.App, snap *layout.Sna
 }
 
 // Known gives the full verdict if it is known already and still holds.
-func (v *Verifier) Known(app *layout.App, snap *layout.Snapshot, e layout.Entry) *Verdict {
+func (v *Verifier) Known(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry) *Verdict {
 	if layout.IsIndex(e.MediaType) {
 		images, err := snap.Images(e)
 		if err != nil {
 			return nil
 		}
 		for _, image := range images {
-			if known := v.Known(app, snap, image); known == nil {
+			if known := v.Known(ctx, app, snap, image); known == nil {
 				return nil
 			}
 		}
-		verdict, _ := v.index(context.Background(), app, snap, e, true)
+		verdict, _ := v.index(ctx, app, snap, e, true)
 		return verdict
 	}
 	return v.kept(verdictKey{app, string(e.Digest), true}, snap, e)
@@ -146,10 +147,6 @@ func sameDescriptor(a, b v1.Descriptor) bool {
 }
 
 func (v *Verifier) image(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry, full bool) (*Verdict, error) {
-	key := verdictKey{app, string(e.Digest), full}
-	if kept := v.kept(key, snap, e); kept != nil {
-		return kept, nil
-	}
 	do := func(ctx context.Context) (*Verdict, error) {
 		verdict, m, c, err := v.Trust.check(snap, e)
 		if err == nil && full {
@@ -158,28 +155,33 @@ func (v *Verifier) image(ctx context.Context, app *layout.App, snap *layout.Snap
 		if err != nil {
 			return nil, err
 		}
+		verdict.Mtime = verdict.seen.Mtime()
 		// What is missing or could not be read has no stamp to hold on to.
-		if m != nil && (c != nil || verdict.Kind != layout.KindImage) {
-			verdict.Mtime = verdict.seen.Mtime()
-			v.keep(key, verdict)
-		}
+		verdict.lasting = m != nil && (c != nil || verdict.Kind != layout.KindImage)
 		return verdict, nil
 	}
-	verdict, joined, err := v.fly(ctx, key, e, do)
-	if err != nil || !joined {
-		return verdict, err
+	if e.Err != nil {
+		return do(ctx)
 	}
-	// What was under way may have read files before they changed. Any that comes after it began after this call.
-	if kept := v.kept(key, snap, e); kept != nil {
-		return kept, nil
+	key := verdictKey{app, string(e.Digest), full}
+	for {
+		if kept := v.kept(key, snap, e); kept != nil {
+			return kept, nil
+		}
+		verdict, own, err := v.fly(ctx, key, do)
+		if err != nil || own {
+			return verdict, err
+		}
+		if !verdict.lasting {
+			return do(ctx)
+		}
+		// It was begun by another, perhaps before a change that this caller
+		// must see: it counts if it would be kept.
 	}
-	verdict, _, err = v.fly(ctx, key, e, do)
-	return verdict, err
 }
 
 // A flight is a verification that is under way, and those who wait for it.
 type flight struct {
-	entry   layout.Entry
 	done    chan struct{}
 	stop    context.CancelFunc
 	waiting int
@@ -187,23 +189,22 @@ type flight struct {
 	err     error
 }
 
-// fly makes sure that what one key stands for is done once at a time. It
-// stops when nobody waits for it any more. joined: it was under way already.
-func (v *Verifier) fly(ctx context.Context, key verdictKey, e layout.Entry, do func(context.Context) (*Verdict, error)) (verdict *Verdict, joined bool, err error) {
+// fly makes sure that what one key stands for is done once at a time, and keeps
+// what came of it. own is false for one who joined. It stops when nobody waits
+// for it any more.
+func (v *Verifier) fly(ctx context.Context, key verdictKey, do func(context.Context) (*Verdict, error)) (verdict *Verdict, own bool, err error) {
 	v.mu.Lock()
 	f := v.flights[key]
-	joined = f != nil
-	if joined && ((f.entry.Err != nil) != (e.Err != nil) || !sameDescriptor(f.entry.Descriptor, e.Descriptor)) {
-		v.mu.Unlock()
-		verdict, err = do(ctx)
-		return verdict, false, err
-	}
 	if f == nil {
+		own = true
 		flying, stop := context.WithCancel(context.Background())
-		f = &flight{entry: e, done: make(chan struct{}), stop: stop}
+		f = &flight{done: make(chan struct{}), stop: stop}
 		v.flights[key] = f
 		go func() {
 			f.verdict, f.err = do(flying)
+			if f.err == nil && f.verdict.lasting {
+				v.keep(key, f.verdict)
+			}
 			v.land(key, f)
 			close(f.done)
 		}()
@@ -224,9 +225,9 @@ func (v *Verifier) fly(ctx context.Context, key verdictKey, e layout.Entry, do f
 		}
 	}
 	if err != nil {
-		return nil, joined, err
+		return nil, own, err
 	}
-	return f.verdict, joined, f.err
+	return f.verdict, own, f.err
 }
 
 func (v *Verifier) land(key verdictKey, f *flight) {
