@@ -109,7 +109,7 @@ func (s *Staged) unpack(ctx context.Context, archive io.Reader) error {
 			padding = 0
 			tail.zeros = 0
 			continue
-		case h.Typeflag != tar.TypeReg:
+		case h.Typeflag != tar.TypeReg || sparse(h):
 			return corruptf("archive: %q: neither a regular file nor a directory", h.Name)
 		case seen[name]:
 			return corruptf("archive: %q: twice in the archive", h.Name)
@@ -133,6 +133,17 @@ func (s *Staged) unpack(ctx context.Context, archive io.Reader) error {
 		}
 	}
 	return nil
+}
+
+// sparse says whether an entry has holes, which a few bytes can make as large
+// as they like. Those of GNU tar's own format have a type of their own.
+func sparse(h *tar.Header) bool {
+	for name := range h.PAXRecords {
+		if strings.HasPrefix(name, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
 }
 
 // take puts one entry of an archive where it belongs. Anything that is no
