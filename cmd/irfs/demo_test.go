@@ -19,7 +19,7 @@ func demo(t *testing.T, watch func(line string, p *os.Process), env []string, by
 	temp := t.TempDir()
 	words := append(by, filepath.Join(work, "bin/irfs"), "demo")
 	cmd := exec.Command(words[0], words[1:]...)
-	cmd.Env = append(append(os.Environ(), "TMPDIR="+temp, "GORACE=log_path="+filepath.Join(work, "race")), env...)
+	cmd.Env = append(append(os.Environ(), "TMPDIR="+temp, "GORACE=atexit_sleep_ms=10 log_path="+filepath.Join(work, "race")), env...)
 	var out, errs bytes.Buffer
 	cmd.Stderr = &errs
 	pipe, err := cmd.StdoutPipe()

@@ -155,7 +155,7 @@ func setup(env *testscript.Env) error {
 	env.Setenv("LC_ALL", "C")
 	env.Setenv("TZ", "UTC")
 	env.Setenv("PATH", filepath.Join(work, "bin")+":"+tools+":"+env.Getenv("PATH"))
-	env.Setenv("GORACE", "log_path="+filepath.Join(work, "race"))
+	env.Setenv("GORACE", "atexit_sleep_ms=10 log_path="+filepath.Join(work, "race"))
 	env.Values["t"] = env.T()
 	// A script that fails leaves its mounts.
 	env.Defer(func() {
