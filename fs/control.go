@@ -41,7 +41,7 @@ func parseCommand(data []byte) (*command, error) {
 	switch {
 	case len(data) > MaxCommand:
 		return nil, badCommand("%d bytes written, over the limit of %d for one command", len(data), MaxCommand)
-	case len(data) > 1 && data[0] == 0x30 && data[1]&0xf0 == 0x80, bytes.HasPrefix(data, []byte("-----BEGIN ")):
+	case isDER(data), bytes.HasPrefix(data, []byte("-----BEGIN ")):
 		return &command{key: data}, nil
 	case bytes.HasPrefix(data, []byte("-")):
 		return parseFlags(string(data))
@@ -50,8 +50,9 @@ func parseCommand(data []byte) (*command, error) {
 	if name == "" {
 		return nil, badCommand("nothing was written but a line end; write the path of the vendor's private key")
 	}
-	if strings.IndexByte(name, 0) >= 0 {
-		return nil, badCommand("not a path: it has a zero byte in it")
+	if strings.ContainsFunc(name, func(c rune) bool { return c < ' ' || c == 0x7f }) {
+		// It may be a key in some disguise, and must not be echoed as a path.
+		return nil, badCommand("not a path: it has a line end or another control character in it")
 	}
 	if len(name) >= 60 && strings.Trim(name, base64) == "" {
 		return nil, badCommand("this looks like a part of a key in base64; write a PEM file whole, with cat, or its path")
@@ -63,6 +64,12 @@ func parseCommand(data []byte) (*command, error) {
 // arrives line by line, and no line of a key may be taken for a path, for
 // paths are shown in the log.
 const base64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\n"
+
+// isDER: a sequence of 128 bytes or more, or a shorter one that begins as
+// private keys do, with a version number (SEC 1, C.4; RFC 5958).
+func isDER(data []byte) bool {
+	return len(data) > 2 && data[0] == 0x30 && (data[1]&0xf0 == 0x80 || data[2] == 0x02)
+}
 
 func parseFlags(text string) (*command, error) {
 	words, err := shellquote.Split(text)
