@@ -71,8 +71,7 @@ func (s Stamp) fresh() bool {
 func retry(call func() error) error {
 	for {
 		err := call()
-		// openat2 answers EAGAIN when a rename raced with RESOLVE_BENEATH.
-		if err != unix.EINTR && err != unix.EAGAIN {
+		if err != unix.EINTR {
 			return err
 		}
 	}
@@ -85,6 +84,10 @@ func pathError(op, name string, err error) error {
 	return &fs.PathError{Op: op, Path: name, Err: err}
 }
 
+// openWait is how long an open waits for a lease to be given up. The kernel
+// would wait for 45 s.
+const openWait = time.Second
+
 // openBeneath opens name below the directory dirfd, "." being itself.
 func openBeneath(dirfd int, name string, flags int, mode uint32) (int, error) {
 	how := unix.OpenHow{
@@ -96,10 +99,18 @@ func openBeneath(dirfd int, name string, flags int, mode uint32) (int, error) {
 		how.Flags |= unix.O_NONBLOCK | unix.O_NOCTTY
 	}
 	var fd int
-	err := retry(func() (err error) {
-		fd, err = unix.Openat2(dirfd, name, &how)
-		return err
-	})
+	var err error
+	for start := time.Now(); ; time.Sleep(time.Millisecond) {
+		err = retry(func() (err error) {
+			fd, err = unix.Openat2(dirfd, name, &how)
+			return err
+		})
+		// EAGAIN: a rename raced with RESOLVE_BENEATH, or somebody has a
+		// lease on the file (fcntl(2)), as Samba does.
+		if err != unix.EAGAIN || time.Since(start) > openWait {
+			break
+		}
+	}
 	switch err {
 	case nil:
 		return fd, nil

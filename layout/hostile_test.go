@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -15,6 +17,7 @@ import (
 	"time"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"irfs/layout"
 	"irfs/layout/sample"
@@ -447,6 +450,31 @@ func TestHostileNeighbours(t *testing.T) {
 			same(t, dir, before)
 		})
 	}
+}
+
+// 11: whoever has a lease on a blob (fcntl(2)) can keep others from opening it, but cannot make them wait for ever.
+func TestLeaseOnABlob(t *testing.T) {
+	l := small()
+	dir := writeApp(t, l)
+	app := appIn(t, dir)
+	snap := snapshot(t, app)
+	e, err := snap.Tag("x")
+	must(t, err)
+	file, err := os.OpenFile(filepath.Join(dir, "app", sample.Path(e.Digest)), os.O_RDWR, 0)
+	must(t, err)
+	defer file.Close()
+	if _, err := unix.FcntlInt(file.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+		t.Skip("no leases here: ", err)
+	}
+	signal.Ignore(unix.SIGIO) // asks for the lease
+	defer signal.Reset(unix.SIGIO)
+	start := time.Now()
+	if _, err := snap.Manifest(e); !errors.Is(err, unix.EAGAIN) || time.Since(start) > 3*time.Second {
+		t.Errorf("%v after %v", err, time.Since(start))
+	}
+	must(t, file.Close())
+	_, err = snap.Manifest(e)
+	must(t, err)
 }
 
 // 7: each blob of a deep and wide index is visited once.
