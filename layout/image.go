@@ -187,6 +187,9 @@ func (s *Snapshot) CheckLayer(ctx context.Context, d v1.Descriptor, diffID diges
 		return err
 	}
 	defer closeFD(dirfd)
+	if d.Data != nil && d.Digest.Algorithm().FromBytes(d.Data) != d.Digest {
+		return notInlined(d)
+	}
 	at := time.Now().UnixNano()
 	name := BlobPath(d.Digest)
 	fd, attr, err := openRegular(dirfd, name)

@@ -294,6 +294,9 @@ func TestVerifyLayers(t *testing.T) {
 		{"21 gzip called plain", blob(hello.Blob(), v1.MediaTypeImageLayer), nil, sign.Corrupt, "unpacks to"},
 		{"21 plain called gzip", blob(hello.Tar, v1.MediaTypeImageLayerGzip), nil, sign.Corrupt, "cannot be unpacked"},
 		{"21 encrypted", blob(hello.Blob(), v1.MediaTypeImageLayerGzip+"+encrypted"), nil, sign.Corrupt, "which irfs cannot unpack"},
+		{"9 inline data of a layer is not the blob", func(t *testing.T, l *sample.Layout, good v1.Descriptor) {
+			swap(t, l, good, func(m *v1.Manifest) { m.Layers[0].Data = other.Blob() })
+		}, nil, sign.Corrupt, "the data inlined in its descriptor is not the blob's"},
 		{"21 one bit of a layer", nil, func(t *testing.T, l *sample.Layout, dir string, layer v1.Descriptor) {
 			data := bytes.Clone(l.Bytes(layer))
 			data[4] ^= 1 // the time in gzip's header: it unpacks as before
