@@ -1,0 +1,597 @@
+package fs_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	iofs "io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	irfs "irfs/fs"
+	"irfs/layout"
+	"irfs/layout/sample"
+	"irfs/sign"
+)
+
+// A server of FUSE and its client must not share a process, so the test binary
+// runs itself once more for each mount, with the mount in serverEnv.
+const serverEnv = "IRFS_TEST_SERVE"
+
+func TestMain(m *testing.M) {
+	if words := strings.Split(os.Getenv(serverEnv), "\n"); len(words) == 3 {
+		if err := serve(words[0], words[1], words[2]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// serve mounts a registry until SIGTERM, and then wants every goroutine ended.
+func serve(registry, dir, ca string) error {
+	reg, err := layout.Open(registry)
+	if err != nil {
+		return err
+	}
+	text, err := os.ReadFile(ca)
+	if err != nil {
+		return err
+	}
+	key, err := sign.ParsePublicKey(text)
+	if err != nil {
+		return err
+	}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	mount, err := irfs.NewTree(reg, sign.NewTrust(key)).Mount(dir, irfs.Options{Version: "test"})
+	if err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	<-stop
+	signal.Stop(stop)
+	if err := mount.Unmount(); err != nil {
+		mount.Detach()
+		return err
+	}
+	mount.Wait()
+	reg.Close()
+	return goleak.Find()
+}
+
+// A world is a registry that is mounted, with keys.
+type world struct {
+	t             testing.TB
+	registry, mnt string
+	keys          string
+	ca, vendor    *sign.PrivateKey
+	server        *exec.Cmd
+}
+
+func newWorld(t testing.TB, app *sample.Layout) *world {
+	t.Helper()
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		if os.Getenv("IRFS_TEST_NO_SKIP") != "" {
+			t.Fatal("there is no /dev/fuse, and nothing may be skipped")
+		}
+		t.Skip("there is no /dev/fuse, so nothing can be mounted")
+	}
+	dir := t.TempDir()
+	w := &world{t: t, registry: dir + "/registry", mnt: dir + "/mnt", keys: dir + "/keys"}
+	for _, d := range []string{w.registry, w.mnt, w.keys} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var err1, err2 error
+	w.ca, err1 = sign.GenerateKey()
+	w.vendor, err2 = sign.GenerateKey()
+	certificate, err3 := w.ca.Sign(w.vendor.Public().DER())
+	if err := errors.Join(err1, err2, err3); err != nil {
+		t.Fatal(err)
+	}
+	w.write("keys/root-ca.pub", w.ca.Public().DER())
+	w.write("keys/vendor.prv", w.vendor.DER())
+	w.write("keys/vendor.pub.sig", certificate)
+	if err := app.WriteDir(w.registry + "/app"); err != nil {
+		t.Fatal(err)
+	}
+	w.start()
+	return w
+}
+
+func (w *world) write(name string, data []byte) {
+	w.t.Helper()
+	if err := os.WriteFile(filepath.Join(filepath.Dir(w.keys), name), data, 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) start() {
+	w.t.Helper()
+	w.server = exec.Command(os.Args[0])
+	w.server.Env = append(os.Environ(), serverEnv+"="+w.registry+"\n"+w.mnt+"\n"+w.keys+"/root-ca.pub")
+	var errs bytes.Buffer
+	w.server.Stderr = &errs
+	out, err := w.server.StdoutPipe()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := w.server.Start(); err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() {
+		w.server.Process.Signal(syscall.SIGTERM)
+		if err := w.server.Wait(); err != nil {
+			w.t.Errorf("the mount ended badly: %v\n%s", err, errs.String())
+			unix.Unmount(w.mnt, unix.MNT_DETACH)
+		}
+	})
+	if _, err := io.ReadFull(out, make([]byte, len("ready\n"))); err != nil {
+		w.t.Fatalf("the mount did not come up: %s", errs.String())
+	}
+}
+
+func (w *world) read(name string) string {
+	w.t.Helper()
+	data, err := os.ReadFile(filepath.Join(w.mnt, name))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return string(data)
+}
+
+// sign writes a command to a control file, in one write.
+func (w *world) sign(dir, command string) error {
+	f, err := os.OpenFile(filepath.Join(w.mnt, dir, "sign"), os.O_WRONLY|os.O_TRUNC, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(command)
+	return errors.Join(err, f.Close())
+}
+
+func (w *world) key() string { return w.keys + "/vendor.prv" }
+
+func images(n int) *sample.Layout {
+	l := sample.New()
+	for i := range n {
+		l.Tag(fmt.Sprintf("t%d", i), l.Image(sample.Linux("amd64"), sample.Gzip("etc/motd", fmt.Sprint(i))))
+	}
+	return l
+}
+
+// TestSigningIsSeenAtOnce: no stat, open or read after a signing shows what
+// was before it, and a handle that was open before keeps what it had.
+func TestSigningIsSeenAtOnce(t *testing.T) {
+	w := newWorld(t, images(20))
+	for i := range 20 {
+		dir := fmt.Sprintf("app/tags/t%d", i)
+		at := filepath.Join(w.mnt, dir)
+		old, err := os.Open(at + "/verify")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer old.Close()
+		if st, err := os.Stat(at + "/verify"); err != nil || st.Size() != int64(len("unsigned\n")) {
+			t.Fatalf("unsigned: %v, %v", st, err)
+		}
+		if _, err := os.Stat(at + "/signature"); !errors.Is(err, iofs.ErrNotExist) {
+			t.Fatalf("signature of an unsigned image: %v", err)
+		}
+		before := strings.TrimSpace(w.read(dir + "/digest"))
+		named := filepath.Join(w.mnt, "app/manifests", strings.Replace(before, ":", "-", 1))
+		if _, err := os.Stat(named); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.sign(dir, w.key()+"\n"); err != nil {
+			t.Fatalf("%v: %s", err, w.read(dir+"/sign"))
+		}
+		if _, err := os.Stat(at + "/signature"); err != nil {
+			t.Errorf("right after the signing: %v", err)
+		}
+		if st, err := os.Stat(at + "/status.json"); err != nil || st.Size() != int64(len(w.read(dir+"/status.json"))) {
+			t.Errorf("status.json: the size is %v, its content has %d bytes (%v)", st.Size(), len(w.read(dir+"/status.json")), err)
+		}
+		if got := w.read(dir + "/verify"); got != "verified\n" {
+			t.Errorf("verify is %q", got)
+		}
+		if _, err := os.Stat(named); !errors.Is(err, iofs.ErrNotExist) {
+			t.Errorf("the old name in manifests/: %v", err)
+		}
+		if data, err := io.ReadAll(old); err != nil || string(data) != "unsigned\n" {
+			t.Errorf("the handle that was open before gives %q, %v", data, err)
+		}
+		if st, err := old.Stat(); err != nil || st.Size() != int64(len("unsigned\n")) {
+			t.Errorf("fstat of the handle that was open before: %v, %v", st.Size(), err)
+		}
+	}
+}
+
+// TestNoReaderSeesStale: readers beside signers at full speed read one of the
+// states, without an error.
+func TestNoReaderSeesStale(t *testing.T) {
+	l := images(2)
+	w := newWorld(t, l)
+	other, err := sign.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate, err := w.ca.Sign(other.Public().DER())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.write("keys/other.prv", other.DER())
+	w.write("keys/other.pub.sig", certificate)
+	ctx, stop := context.WithTimeout(t.Context(), 3*time.Second)
+	defer stop()
+	var wait sync.WaitGroup
+	var signed, reads atomic.Int64
+	for i := range 2 {
+		dir := fmt.Sprintf("app/tags/t%d", i)
+		wait.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				key := []string{"vendor", "other"}[n%2]
+				if err := w.sign(dir, w.keys+"/"+key+".prv"); err != nil {
+					t.Errorf("sign: %v", err)
+					return
+				}
+				signed.Add(1)
+			}
+		})
+		for range 2 {
+			wait.Go(func() {
+				for ctx.Err() == nil {
+					// A process of its own for the reader: FUSE tells
+					// threads apart, and so does the shell's user.
+					out, err := exec.Command("cat", filepath.Join(w.mnt, dir, "verify"), filepath.Join(w.mnt, dir, "status.json")).CombinedOutput()
+					if err != nil {
+						t.Errorf("cat: %v: %s", err, out)
+						return
+					}
+					if word, _, _ := strings.Cut(string(out), "\n"); reads.Add(1) > 20 && word != "verified" && word != "unsigned" {
+						t.Errorf("verify is %q", word)
+					}
+				}
+			})
+		}
+	}
+	wait.Wait()
+	t.Logf("%d signings, %d reads", signed.Load(), reads.Load())
+	if signed.Load() < 10 || reads.Load() < 10 {
+		t.Errorf("only %d signings and %d reads: nothing was tried", signed.Load(), reads.Load())
+	}
+}
+
+// TestChangedBehind: a registry that is changed behind the mount is seen by the
+// next open, even if the change leaves no trace in size and mtime.
+func TestChangedBehind(t *testing.T) {
+	l := sample.New()
+	one := l.Image(sample.Linux("amd64"), sample.Gzip("f", "one"))
+	two := l.Image(sample.Linux("amd64"), sample.Gzip("f", "two"))
+	l.Tag("a", one)
+	l.Tag("b", two)
+	w := newWorld(t, l)
+	index := w.registry + "/app/index.json"
+	first, err := os.ReadFile(index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The two digests change places: the same size.
+	second := []byte(strings.NewReplacer(one.Digest.Encoded(), two.Digest.Encoded(), two.Digest.Encoded(), one.Digest.Encoded()).Replace(string(first)))
+	st, err := os.Stat(index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	texts := [][]byte{second, first}
+	want := []string{two.Digest.String(), one.Digest.String()}
+	if one.Size != two.Size {
+		t.Skip("the two manifests are not of one size")
+	}
+	for i := range 200 {
+		f, err := os.OpenFile(index, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt(texts[i%2], 0); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		if err := os.Chtimes(index, st.ModTime(), st.ModTime()); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.TrimSpace(w.read("app/tags/a/digest")); got != want[i%2] {
+			t.Fatalf("change %d: the tag shows %s, and index.json says %s", i, got, want[i%2])
+		}
+	}
+}
+
+// TestBlobChangedBehind: a blob that is damaged in place is corrupt at the next
+// open, and whole again when it is put right.
+func TestBlobChangedBehind(t *testing.T) {
+	l := sample.New()
+	image := l.Image(sample.Linux("amd64"), sample.Gzip("f", "one"))
+	l.Tag("a", image)
+	w := newWorld(t, l)
+	blob := filepath.Join(w.registry, "app", sample.Path(image.Digest))
+	good, err := os.ReadFile(blob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := slices.Clone(good)
+	bad[len(bad)-2] ^= 1
+	for i := range 50 {
+		for _, state := range []struct {
+			data []byte
+			want string
+		}{{bad, "corrupt\n"}, {good, "unsigned\n"}} {
+			f, err := os.OpenFile(blob, os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.WriteAt(state.data, 0)
+			f.Close()
+			if got := w.read("app/tags/a/verify"); got != state.want {
+				t.Fatalf("round %d: verify is %q, not %q", i, got, state.want)
+			}
+			if got := w.read("app/tags/a/manifest.json"); got != string(state.data) {
+				t.Fatalf("round %d: manifest.json is not the blob", i)
+			}
+		}
+	}
+}
+
+// TestReadersTogether: many readers of one file at once, cold, get one answer,
+// and the mount has as many descriptors afterwards as before.
+func TestReadersTogether(t *testing.T) {
+	w := newWorld(t, images(1))
+	if err := w.sign("app/tags/t0", w.key()); err != nil {
+		t.Fatal(err)
+	}
+	// go-fuse keeps some pipes, which are not counted.
+	descriptors := func() int {
+		links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", w.server.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(slices.DeleteFunc(links, func(link string) bool {
+			to, err := os.Readlink(link)
+			return err != nil || !strings.HasPrefix(to, w.registry)
+		}))
+	}
+	before := descriptors()
+	var wait sync.WaitGroup
+	for range 300 {
+		wait.Go(func() {
+			for _, name := range []string{"verify", "verify-full"} {
+				data, err := os.ReadFile(w.mnt + "/app/tags/t0/" + name)
+				if err != nil || string(data) != "verified\n" {
+					t.Errorf("%s is %q, %v", name, data, err)
+				}
+			}
+		})
+	}
+	wait.Wait()
+	// RELEASE comes after close has returned.
+	for deadline := time.Now().Add(5 * time.Second); descriptors() > before; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d descriptors are open in the registry, and %d were before", descriptors(), before)
+		}
+	}
+}
+
+// TestVerifyFullIsInterrupted: who waits for a long verify-full can be ended,
+// and the hashing ends with him.
+func TestVerifyFullIsInterrupted(t *testing.T) {
+	l := sample.New()
+	image := l.Image(sample.Linux("amd64"), sample.Plain("big", strings.Repeat("0123456789abcdef", 24<<20/16)))
+	l.Tag("big", image)
+	w := newWorld(t, l)
+	// The layer, a thousand times as long and full of holes: a size that does not
+	// fit would be found before a byte is read, so the manifest says so too.
+	grow(t, w, image.Digest.String())
+	cat := exec.Command("cat", w.mnt+"/app/tags/big/verify-full")
+	if err := cat.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(300 * time.Millisecond)
+	start := time.Now()
+	cat.Process.Signal(syscall.SIGINT)
+	cat.Wait()
+	if d := time.Since(start); d > time.Second {
+		t.Errorf("it took %v to end the reader", d)
+	}
+	busy := func() time.Duration {
+		var ticks [2]int64
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", w.server.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+2:]))
+		fmt.Sscan(f[11], &ticks[0])
+		fmt.Sscan(f[12], &ticks[1])
+		return time.Duration(ticks[0]+ticks[1]) * 10 * time.Millisecond
+	}
+	time.Sleep(200 * time.Millisecond)
+	before := busy()
+	time.Sleep(500 * time.Millisecond)
+	if d := busy() - before; d > 250*time.Millisecond {
+		t.Errorf("the mount still works after its reader is gone: %v of processor time in half a second", d)
+	}
+}
+
+// grow makes the layer of the only image 16 GiB of mostly nothing, with a
+// manifest and an index that say so.
+func grow(t *testing.T, w *world, digest string) {
+	t.Helper()
+	const size = 16 << 30
+	snap := snapshot(t, w.registry)
+	e, err := snap.Tag("big")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := snap.Manifest(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer := m.Doc.Layers[0]
+	app := filepath.Join(w.registry, "app")
+	if err := os.Truncate(filepath.Join(app, sample.Path(layer.Digest)), size); err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Replace(string(m.Bytes), fmt.Sprintf(`"size":%d`, layer.Size), fmt.Sprintf(`"size":%d`, int64(size)), 1)
+	if text == string(m.Bytes) {
+		t.Fatal("the layer's size is not in the manifest in the form that was looked for")
+	}
+	now := e.Digest.Algorithm().FromString(text)
+	if err := os.WriteFile(filepath.Join(app, sample.Path(now)), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	index, err := os.ReadFile(app + "/index.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	index = []byte(strings.NewReplacer(digest, now.String(), fmt.Sprintf(`"size":%d`, len(m.Bytes)), fmt.Sprintf(`"size":%d`, len(text))).Replace(string(index)))
+	if err := os.WriteFile(app+"/index.json", index, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func snapshot(t *testing.T, registry string) *layout.Snapshot {
+	t.Helper()
+	reg, err := layout.Open(registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(reg.Close)
+	app, err := reg.App("app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	snap, err := app.Snapshot()
+	if err != nil || snap.Err != nil {
+		t.Fatal(err, snap.Err)
+	}
+	return snap
+}
+
+// TestKeyIsNowhere: a key that was written to a control file cannot be read from
+// anything that the mount shows afterwards.
+func TestKeyIsNowhere(t *testing.T) {
+	w := newWorld(t, images(1))
+	f, err := os.OpenFile(w.mnt+"/app/tags/t0/sign", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Write(w.vendor.DER()); !errors.Is(err, syscall.ENOKEY) {
+		t.Fatalf("signing without a certificate: %v", err)
+	}
+	secret := w.vendor.DER()[8:56]
+	var all bytes.Buffer
+	back := make([]byte, 8192)
+	n, _ := f.ReadAt(back, 0)
+	all.Write(back[:n])
+	for _, name := range []string{"app/tags/t0/sign", ".irfs/log", "app/tags/t0/reason"} {
+		all.WriteString(w.read(name))
+	}
+	if bytes.Contains(all.Bytes(), secret) {
+		t.Error("the key can be read back")
+	}
+	if !strings.Contains(all.String(), "no certificate of the vendor key") {
+		t.Errorf("the outcome is not there: %s", all.String())
+	}
+}
+
+// TestTreeAsData: what a mount shows is what the tree says, file by file.
+func TestTreeAsData(t *testing.T) {
+	l := sample.New()
+	amd, arm := l.Image(sample.Linux("amd64"), sample.Gzip("a", "1")), l.Image(sample.Linux("arm64"), sample.Zstd("a", "2"))
+	l.Tag("multi", l.Index(amd, arm, l.Attestation(amd)))
+	l.Tag("single/odd%name", amd)
+	w := newWorld(t, l)
+	for _, tag := range []string{"multi", "single%2Fodd%25name"} {
+		if err := w.sign("app/tags/"+tag, w.key()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reg, err := layout.Open(w.registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reg.Close()
+	tree := irfs.NewTree(reg, sign.NewTrust(w.ca.Public()))
+	files := 0
+	err = filepath.WalkDir(w.mnt, func(at string, entry iofs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(w.mnt, at)
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() {
+			names, err := tree.List(t.Context(), name)
+			if err != nil {
+				return err
+			}
+			list, err := os.ReadDir(at)
+			if err != nil {
+				return err
+			}
+			if len(list) != len(names) {
+				t.Errorf("%s: the mount shows %v, the tree %v", name, list, names)
+			}
+			return nil
+		}
+		if entry.Name() == "sign" { // remembers what was done through this mount
+			return nil
+		}
+		files++
+		data, blob, err := tree.Read(t.Context(), name)
+		if err != nil {
+			return err
+		}
+		if blob != nil {
+			defer blob.Close()
+			data = make([]byte, blob.Attr.Size)
+			if _, err := blob.ReadAt(data, 0); err != nil {
+				return err
+			}
+		}
+		shown, err := os.ReadFile(at)
+		if err != nil {
+			return err
+		}
+		st, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(shown, data) || st.Size() != int64(len(shown)) {
+			t.Errorf("%s: the mount shows %d bytes (stat says %d), the tree %d", name, len(shown), st.Size(), len(data))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if files < 50 {
+		t.Errorf("only %d files were compared", files)
+	}
+}
