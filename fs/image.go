@@ -34,13 +34,9 @@ type image struct {
 
 // open finds out what the directory stands for now.
 func (d *imageDir) open() (*image, error) {
-	app, err := d.t.Registry.App(d.app)
+	app, snap, err := d.t.look(d.app)
 	if err != nil {
-		return nil, absent(err)
-	}
-	snap, err := app.Snapshot()
-	if err != nil {
-		return nil, absent(err)
+		return nil, err
 	}
 	entry, err := d.find(snap)
 	if err != nil {

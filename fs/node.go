@@ -8,7 +8,6 @@ import (
 	"errors"
 	"hash"
 	"path"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -16,8 +15,6 @@ import (
 
 	gofs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
-
-	"github.com/opencontainers/go-digest"
 
 	"irfs/layout"
 )
@@ -38,65 +35,6 @@ type mounted struct {
 	mu      sync.Mutex
 	handed  map[uint32]handed  // by pid
 	accepts map[uint32]accepts // by pid
-}
-
-// handed is an Item that an Open computed, and answered with ESTALE because its
-// node is that of an older state. The kernel walks the path again by itself,
-// in the same open(2); its Lookup takes the Item over.
-type handed struct {
-	path string
-	item *Item
-	at   time.Time
-}
-
-// accepts is the inode that such a Lookup gave. The Open that follows serves it
-// as it is: the kernel repeats an open only once after ESTALE, and what
-// the Lookup gave is younger than the open(2).
-type accepts struct {
-	ino uint64
-	at  time.Time
-}
-
-func (m *mounted) handOver(pid uint32, path string, item *Item) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(m.handed) > 1024 {
-		clear(m.handed)
-	}
-	m.handed[pid] = handed{path, item, time.Now()}
-}
-
-func (m *mounted) takeOver(pid uint32, path string) *Item {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	h, ok := m.handed[pid]
-	if !ok || h.path != path {
-		return nil
-	}
-	delete(m.handed, pid)
-	if time.Since(h.at) > timeout {
-		return nil
-	}
-	return h.item
-}
-
-func (m *mounted) accept(pid uint32, ino uint64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(m.accepts) > 1024 {
-		clear(m.accepts)
-	}
-	m.accepts[pid] = accepts{ino, time.Now()}
-}
-
-func (m *mounted) accepted(pid uint32, ino uint64) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	a, ok := m.accepts[pid]
-	if ok {
-		delete(m.accepts, pid)
-	}
-	return ok && a.ino == ino && time.Since(a.at) <= timeout
 }
 
 // ino gives the inode number of what is at a path: for a directory or a file that
@@ -432,161 +370,6 @@ func (n *liveNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uin
 
 func (n *liveNode) Read(_ context.Context, h gofs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
 	return part(h.(*liveHandle).data, dest, off), 0
-}
-
-// A controlNode is the file `sign` of an image directory.
-type controlNode struct {
-	gofs.Inode
-	shown
-}
-
-var (
-	_ gofs.NodeOpener    = (*controlNode)(nil)
-	_ gofs.NodeReader    = (*controlNode)(nil)
-	_ gofs.NodeWriter    = (*controlNode)(nil)
-	_ gofs.NodeGetattrer = (*controlNode)(nil)
-	_ gofs.NodeSetattrer = (*controlNode)(nil)
-	_ gofs.NodeFsyncer   = (*controlNode)(nil)
-)
-
-// controlHandle remembers who opened the file, and on what.
-type controlHandle struct {
-	caller Caller
-	bound  func() ([]digest.Digest, error)
-
-	mu   sync.Mutex
-	text []byte // what reading it gives
-}
-
-func (n *controlNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uint32, syscall.Errno) {
-	now, err := n.parent.lookup(ctx, n.name)
-	if errors.Is(err, errAbsent) {
-		return nil, 0, syscall.ESTALE
-	}
-	if err != nil {
-		return nil, 0, errnoOf(err)
-	}
-	h := &controlHandle{caller: callerOf(ctx), text: now.data}
-	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
-		bound, err := n.item.control.bound()
-		h.bound = func() ([]digest.Digest, error) { return bound, err }
-	}
-	return h, fuse.FOPEN_DIRECT_IO, 0
-}
-
-func (n *controlNode) Read(_ context.Context, h gofs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	c := h.(*controlHandle)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return part(c.text, dest, off), 0
-}
-
-// Write carries out one command. The offset says nothing: each write is a
-// command of its own.
-func (n *controlNode) Write(ctx context.Context, h gofs.FileHandle, data []byte, _ int64) (uint32, syscall.Errno) {
-	c := h.(*controlHandle)
-	caller := callerOf(ctx)
-	defer clear(data) // there may be a key in it
-	d := n.item.control
-	if caller.UID != c.caller.UID || caller.GID != c.caller.GID {
-		n.m.tree.log.add(caller.UID, "sign", d.path(), "refused: the file was opened by another user")
-		return 0, errnoOf(errCaller)
-	}
-	bound, err := c.bound()
-	if err != nil {
-		n.m.tree.log.add(caller.UID, "sign", d.path(), err.Error())
-		return 0, errnoOf(err)
-	}
-	text, change, err := n.m.tree.command(ctx, d, bound, caller, n.m.device, data)
-	c.mu.Lock()
-	c.text = []byte(text + "\n" + usage)
-	c.mu.Unlock()
-	if err != nil {
-		return 0, errnoOf(err)
-	}
-	n.m.expire(d.app, change)
-	return uint32(len(data)), 0
-}
-
-func (n *controlNode) Getattr(ctx context.Context, h gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	now, err := n.parent.lookup(ctx, n.name)
-	if errors.Is(err, errAbsent) {
-		return syscall.ESTALE
-	}
-	if err != nil {
-		return errnoOf(err)
-	}
-	if h, ok := h.(*controlHandle); ok {
-		h.mu.Lock()
-		now.Size = int64(len(h.text))
-		h.mu.Unlock()
-	}
-	n.m.fill(&out.Attr, now)
-	return 0
-}
-
-// Setattr accepts the truncation that a shell's `>` asks for, and no other change.
-func (n *controlNode) Setattr(ctx context.Context, h gofs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
-	if in.Valid&(fuse.FATTR_MODE|fuse.FATTR_UID|fuse.FATTR_GID) != 0 {
-		return syscall.EPERM
-	}
-	return n.Getattr(ctx, h, out)
-}
-
-// Fsync has nothing to do: a write that returned is durable.
-func (n *controlNode) Fsync(context.Context, gofs.FileHandle, uint32) syscall.Errno { return 0 }
-
-// expire makes the kernel forget the names that a signing made, unmade or gave
-// other content, before its write returns. No lock may be held: the kernel
-// may have lookups under way here that it waits for. The name `sign` is left
-// out, for this is called from its handler.
-func (m *mounted) expire(app string, change *layout.Change) {
-	if change == nil {
-		return
-	}
-	top := m.root
-	for part := range strings.SplitSeq(app, "/") {
-		if top = top.GetChild(part); top == nil {
-			return
-		}
-	}
-	top.NotifyEntry("index.json")
-	if images := top.GetChild("manifests"); images != nil {
-		for old, now := range change.Moved {
-			for _, sep := range []string{"-", ":"} {
-				for _, d := range []digest.Digest{old, now} {
-					name := d.Algorithm().String() + sep + d.Encoded()
-					expireFiles(images.GetChild(name))
-					images.NotifyEntry(name)
-				}
-			}
-		}
-	}
-	if tags := top.GetChild("tags"); tags != nil {
-		for old := range change.Moved {
-			for _, tag := range change.Before.TagsOf(old) {
-				if name, ok := tagName(tag); ok {
-					expireFiles(tags.GetChild(name))
-				}
-			}
-		}
-	}
-}
-
-// expireFiles expires the files of an image directory and of its platforms,
-// but not the directories, for somebody may stand in one.
-func expireFiles(dir *gofs.Inode) {
-	if dir == nil {
-		return
-	}
-	for name, child := range dir.Children() {
-		switch {
-		case child.IsDir():
-			expireFiles(child)
-		case name != "sign":
-			dir.NotifyEntry(name)
-		}
-	}
 }
 
 // refusing answers what cannot be done anywhere in the tree. go-fuse's

@@ -29,7 +29,7 @@ func (t *Tree) Status(ctx context.Context, full bool, hidden func(name, why stri
 			continue
 		}
 		more, err := t.appStatus(ctx, found.Name, full)
-		if errors.Is(err, layout.ErrNotFound) { // gone meanwhile
+		if errors.Is(err, errAbsent) { // gone meanwhile
 			continue
 		}
 		if err != nil {
@@ -41,11 +41,7 @@ func (t *Tree) Status(ctx context.Context, full bool, hidden func(name, why stri
 }
 
 func (t *Tree) appStatus(ctx context.Context, name string, full bool) ([]Row, error) {
-	app, err := t.Registry.App(name)
-	if err != nil {
-		return nil, err
-	}
-	snap, err := app.Snapshot()
+	app, snap, err := t.look(name)
 	if err != nil {
 		return nil, err
 	}

@@ -167,6 +167,19 @@ func blobItem(app *layout.App, name string) (*Item, error) {
 	return item, nil
 }
 
+// look gives an app, and its present state.
+func (t *Tree) look(name string) (*layout.App, *layout.Snapshot, error) {
+	app, err := t.Registry.App(name)
+	if err != nil {
+		return nil, nil, absent(err)
+	}
+	snap, err := app.Snapshot()
+	if err != nil {
+		return nil, nil, absent(err)
+	}
+	return app, snap, nil
+}
+
 // absent makes errAbsent of layout's ErrNotFound, and of nil.
 func absent(err error) error {
 	if err == nil || errors.Is(err, layout.ErrNotFound) {
@@ -355,13 +368,9 @@ func (d *appMetaDir) lookup(ctx context.Context, name string) (*Item, error) {
 	if name != "check" {
 		return nil, errAbsent
 	}
-	app, err := d.t.Registry.App(d.app)
+	app, snap, err := d.t.look(d.app)
 	if err != nil {
-		return nil, absent(err)
-	}
-	snap, err := app.Snapshot()
-	if err != nil {
-		return nil, absent(err)
+		return nil, err
 	}
 	wrong, err := d.t.Check(ctx, app, snap)
 	if err != nil {
@@ -469,24 +478,12 @@ type imagesDir struct {
 	name string // tags or manifests
 }
 
-func (d *imagesDir) snapshot() (*layout.Snapshot, error) {
-	app, err := d.t.Registry.App(d.app)
-	if err != nil {
-		return nil, absent(err)
-	}
-	snap, err := app.Snapshot()
-	if err != nil {
-		return nil, absent(err)
-	}
-	return snap, nil
-}
-
 func (d *imagesDir) item(context.Context) (*Item, error) {
 	at, err := d.t.Registry.Dir(d.app)
 	if err != nil || !at.App {
 		return nil, absent(err)
 	}
-	snap, err := d.snapshot()
+	_, snap, err := d.t.look(d.app)
 	if err != nil {
 		return nil, err
 	}
@@ -510,7 +507,7 @@ func (d *imagesDir) lookup(ctx context.Context, name string) (*Item, error) {
 }
 
 func (d *imagesDir) list(context.Context) ([]Name, error) {
-	snap, err := d.snapshot()
+	_, snap, err := d.t.look(d.app)
 	if err != nil {
 		return nil, err
 	}

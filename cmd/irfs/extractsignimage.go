@@ -41,7 +41,7 @@ func runExtractSignImage(c *command, args []string) error {
 	if err != nil {
 		return err
 	}
-	reg, err := openRegistry(*registry)
+	reg, err := layout.Open(*registry)
 	if err != nil {
 		return err
 	}

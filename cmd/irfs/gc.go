@@ -22,7 +22,7 @@ func runGC(c *command, args []string) error {
 	}
 	ctx, stop := interruptible()
 	defer stop()
-	reg, err := openRegistry(*registry)
+	reg, err := layout.Open(*registry)
 	if err != nil {
 		return err
 	}

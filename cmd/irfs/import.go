@@ -36,7 +36,7 @@ func runImport(c *command, args []string) error {
 	}
 	ctx, stop := interruptible()
 	defer stop()
-	reg, err := openRegistry(*registry)
+	reg, err := layout.Open(*registry)
 	if err != nil {
 		return err
 	}

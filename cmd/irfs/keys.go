@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"irfs/layout"
 	"irfs/sign"
 )
 
@@ -144,8 +143,6 @@ func (s *signerFlags) signer() (*sign.Signer, error) {
 	}
 	return signer, err
 }
-
-func openRegistry(dir string) (*layout.Registry, error) { return layout.Open(dir) }
 
 // writeNew writes a file that must not be there yet, whole or not at all.
 func writeNew(name string, data []byte, mode os.FileMode) error {

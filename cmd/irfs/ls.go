@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/pflag"
 
 	irfs "irfs/fs"
+	"irfs/layout"
 )
 
 // treeFlags are the flags of the commands that show what a mount would show.
@@ -26,7 +27,7 @@ func (t *treeFlags) tree() (*irfs.Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	reg, err := openRegistry(t.registry)
+	reg, err := layout.Open(t.registry)
 	if err != nil {
 		return nil, err
 	}

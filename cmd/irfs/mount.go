@@ -155,7 +155,7 @@ func (m *mountFlags) serve(registry, dir string) error {
 	if err != nil {
 		return err
 	}
-	reg, err := openRegistry(registry)
+	reg, err := layout.Open(registry)
 	if err != nil {
 		return &irfs.Hint{Err: err, Text: "a registry is a directory; an empty one will do: mkdir " + registry}
 	}

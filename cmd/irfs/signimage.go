@@ -3,14 +3,15 @@ package main
 import (
 	"fmt"
 
+	"github.com/spf13/pflag"
+
 	"irfs/layout"
 )
 
 func runSignImage(c *command, args []string) error {
 	flags := newFlags(c)
-	registry := flags.StringP("registry", "r", "", "the registry's `directory`")
-	name := flags.StringP("app", "a", "", "the `app`")
-	reference := flags.StringP("reference", "d", "", "a tag or `digest`")
+	var image imageFlags
+	image.add(flags)
 	var keys signerFlags
 	keys.add(flags)
 	if err := c.parse(flags, args, 0, 0, "registry", "app", "reference", "vendor-prv"); err != nil {
@@ -21,11 +22,7 @@ func runSignImage(c *command, args []string) error {
 	}
 	ctx, stop := interruptible()
 	defer stop()
-	reg, err := openRegistry(*registry)
-	if err != nil {
-		return err
-	}
-	app, err := reg.App(*name)
+	app, err := image.open()
 	if err != nil {
 		return err
 	}
@@ -33,7 +30,7 @@ func runSignImage(c *command, args []string) error {
 	if err != nil {
 		return err
 	}
-	outcome, err := signer.Sign(ctx, app, resolve(*reference))
+	outcome, err := signer.Sign(ctx, app, resolve(image.reference))
 	if err != nil {
 		return err
 	}
@@ -44,6 +41,23 @@ func runSignImage(c *command, args []string) error {
 		warn("left behind: %s", left)
 	}
 	return nil
+}
+
+// imageFlags are the flags that name an image.
+type imageFlags struct{ registry, app, reference string }
+
+func (i *imageFlags) add(flags *pflag.FlagSet) {
+	flags.StringVarP(&i.registry, "registry", "r", "", "the registry's `directory`")
+	flags.StringVarP(&i.app, "app", "a", "", "the `app`")
+	flags.StringVarP(&i.reference, "reference", "d", "", "a tag or `digest`")
+}
+
+func (i *imageFlags) open() (*layout.App, error) {
+	reg, err := layout.Open(i.registry)
+	if err != nil {
+		return nil, err
+	}
+	return reg.App(i.app)
 }
 
 // resolve picks the one image or index that a reference names.

@@ -14,9 +14,8 @@ var exitCodes = map[sign.Status]int{
 
 func runVerifyImage(c *command, args []string) error {
 	flags := newFlags(c)
-	registry := flags.StringP("registry", "r", "", "the registry's `directory`")
-	name := flags.StringP("app", "a", "", "the `app`")
-	reference := flags.StringP("reference", "d", "", "a tag or `digest`")
+	var image imageFlags
+	image.add(flags)
 	cas := flags.StringArrayP("ca-pub", "c", nil, "a root CA's public `key` (or a directory of *.pub; may be repeated)")
 	full := flags.Bool("full", false, "check every layer, too")
 	asJSON := flags.Bool("json", false, "print what was found as JSON")
@@ -29,11 +28,7 @@ func runVerifyImage(c *command, args []string) error {
 	if err != nil {
 		return err
 	}
-	reg, err := openRegistry(*registry)
-	if err != nil {
-		return err
-	}
-	app, err := reg.App(*name)
+	app, err := image.open()
 	if err != nil {
 		return err
 	}
@@ -42,9 +37,9 @@ func runVerifyImage(c *command, args []string) error {
 		return err
 	}
 	if snap.Err != nil {
-		return &withCode{exitCodes[sign.Corrupt], fmt.Errorf("%s: %w", *name, snap.Err)}
+		return &withCode{exitCodes[sign.Corrupt], fmt.Errorf("%s: %w", image.app, snap.Err)}
 	}
-	e, err := snap.Resolve(*reference)
+	e, err := snap.Resolve(image.reference)
 	if err != nil {
 		return err
 	}
@@ -60,5 +55,5 @@ func runVerifyImage(c *command, args []string) error {
 	if verdict.Status == sign.Verified {
 		return nil
 	}
-	return &withCode{exitCodes[verdict.Status], fmt.Errorf("%s %s: %s", *name, *reference, verdict.Reason)}
+	return &withCode{exitCodes[verdict.Status], fmt.Errorf("%s %s: %s", image.app, image.reference, verdict.Reason)}
 }

@@ -1,0 +1,170 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"syscall"
+
+	gofs "github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/opencontainers/go-digest"
+
+	"irfs/layout"
+)
+
+// A controlNode is the file `sign` of an image directory.
+type controlNode struct {
+	gofs.Inode
+	shown
+}
+
+var (
+	_ gofs.NodeOpener    = (*controlNode)(nil)
+	_ gofs.NodeReader    = (*controlNode)(nil)
+	_ gofs.NodeWriter    = (*controlNode)(nil)
+	_ gofs.NodeGetattrer = (*controlNode)(nil)
+	_ gofs.NodeSetattrer = (*controlNode)(nil)
+	_ gofs.NodeFsyncer   = (*controlNode)(nil)
+)
+
+// controlHandle remembers who opened the file, and on what.
+type controlHandle struct {
+	caller Caller
+	bound  func() ([]digest.Digest, error)
+
+	mu   sync.Mutex
+	text []byte // what reading it gives
+}
+
+func (n *controlNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uint32, syscall.Errno) {
+	now, err := n.parent.lookup(ctx, n.name)
+	if errors.Is(err, errAbsent) {
+		return nil, 0, syscall.ESTALE
+	}
+	if err != nil {
+		return nil, 0, errnoOf(err)
+	}
+	h := &controlHandle{caller: callerOf(ctx), text: now.data}
+	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
+		bound, err := n.item.control.bound()
+		h.bound = func() ([]digest.Digest, error) { return bound, err }
+	}
+	return h, fuse.FOPEN_DIRECT_IO, 0
+}
+
+func (n *controlNode) Read(_ context.Context, h gofs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	c := h.(*controlHandle)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return part(c.text, dest, off), 0
+}
+
+// Write carries out one command. The offset says nothing: each write is a
+// command of its own.
+func (n *controlNode) Write(ctx context.Context, h gofs.FileHandle, data []byte, _ int64) (uint32, syscall.Errno) {
+	c := h.(*controlHandle)
+	caller := callerOf(ctx)
+	defer clear(data) // there may be a key in it
+	d := n.item.control
+	if caller.UID != c.caller.UID || caller.GID != c.caller.GID {
+		n.m.tree.log.add(caller.UID, "sign", d.path(), "refused: the file was opened by another user")
+		return 0, errnoOf(errCaller)
+	}
+	bound, err := c.bound()
+	if err != nil {
+		n.m.tree.log.add(caller.UID, "sign", d.path(), err.Error())
+		return 0, errnoOf(err)
+	}
+	text, change, err := n.m.tree.command(ctx, d, bound, caller, n.m.device, data)
+	c.mu.Lock()
+	c.text = []byte(text + "\n" + usage)
+	c.mu.Unlock()
+	if err != nil {
+		return 0, errnoOf(err)
+	}
+	n.m.expire(d.app, change)
+	return uint32(len(data)), 0
+}
+
+func (n *controlNode) Getattr(ctx context.Context, h gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	now, err := n.parent.lookup(ctx, n.name)
+	if errors.Is(err, errAbsent) {
+		return syscall.ESTALE
+	}
+	if err != nil {
+		return errnoOf(err)
+	}
+	if h, ok := h.(*controlHandle); ok {
+		h.mu.Lock()
+		now.Size = int64(len(h.text))
+		h.mu.Unlock()
+	}
+	n.m.fill(&out.Attr, now)
+	return 0
+}
+
+// Setattr accepts the truncation that a shell's `>` asks for, and no other change.
+func (n *controlNode) Setattr(ctx context.Context, h gofs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
+	if in.Valid&(fuse.FATTR_MODE|fuse.FATTR_UID|fuse.FATTR_GID) != 0 {
+		return syscall.EPERM
+	}
+	return n.Getattr(ctx, h, out)
+}
+
+// Fsync has nothing to do: a write that returned is durable.
+func (n *controlNode) Fsync(context.Context, gofs.FileHandle, uint32) syscall.Errno { return 0 }
+
+// expire makes the kernel forget the names that a signing made, unmade or gave
+// other content, before its write returns. No lock may be held: the kernel
+// may have lookups under way here that it waits for. The name `sign` is left
+// out, for this is called from its handler.
+func (m *mounted) expire(app string, change *layout.Change) {
+	if change == nil {
+		return
+	}
+	top := m.root
+	for part := range strings.SplitSeq(app, "/") {
+		if top = top.GetChild(part); top == nil {
+			return
+		}
+	}
+	top.NotifyEntry("index.json")
+	if images := top.GetChild("manifests"); images != nil {
+		for old, now := range change.Moved {
+			for _, sep := range []string{"-", ":"} {
+				for _, d := range []digest.Digest{old, now} {
+					name := d.Algorithm().String() + sep + d.Encoded()
+					expireFiles(images.GetChild(name))
+					images.NotifyEntry(name)
+				}
+			}
+		}
+	}
+	if tags := top.GetChild("tags"); tags != nil {
+		for old := range change.Moved {
+			for _, tag := range change.Before.TagsOf(old) {
+				if name, ok := tagName(tag); ok {
+					expireFiles(tags.GetChild(name))
+				}
+			}
+		}
+	}
+}
+
+// expireFiles expires the files of an image directory and of its platforms,
+// but not the directories, for somebody may stand in one.
+func expireFiles(dir *gofs.Inode) {
+	if dir == nil {
+		return
+	}
+	for name, child := range dir.Children() {
+		switch {
+		case child.IsDir():
+			expireFiles(child)
+		case name != "sign":
+			dir.NotifyEntry(name)
+		}
+	}
+}
