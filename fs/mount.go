@@ -179,7 +179,9 @@ func (t *Tree) mountPoint(dir string, nonEmpty bool) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if _, err := os.Stat(dir); errors.Is(err, syscall.ENOTCONN) {
+	// stat(2) may be answered from the kernel's cache for a second more; statfs(2) never is.
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); errors.Is(err, syscall.ENOTCONN) {
 		if err := t.bury(dir); err != nil {
 			return "", err
 		}
