@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -99,6 +100,9 @@ func leftovers() error {
 	}
 	for _, pid := range processes() {
 		found = append(found, "a process is left behind: "+pid)
+		if pid, err := strconv.Atoi(pid); err == nil {
+			unix.Kill(pid, unix.SIGKILL)
+		}
 	}
 	races, err := filepath.Glob(filepath.Join(work, "race.*"))
 	for _, name := range races {
