@@ -99,7 +99,8 @@ func leftovers() error {
 		unix.Unmount(dir, unix.MNT_DETACH)
 	}
 	for _, pid := range processes() {
-		found = append(found, "a process is left behind: "+pid)
+		line, _ := os.ReadFile("/proc/" + pid + "/cmdline")
+		found = append(found, fmt.Sprintf("a process is left behind: %s: %q", pid, line))
 		if pid, err := strconv.Atoi(pid); err == nil {
 			unix.Kill(pid, unix.SIGKILL)
 		}
