@@ -72,7 +72,7 @@ func (t *Tree) Mount(dir string, o Options) (*Mount, error) {
 	if !t.Registry.Writable() {
 		o.ReadOnly = true
 	}
-	m := &mounted{tree: t, handed: map[uint32]handed{}, accepts: map[uint32]accepts{}}
+	m := &mounted{tree: t, stale: stale{at: map[uint32]refusal{}}}
 	m.drops = &drops{mounted: m, onExist: o.OnExist, files: map[string]*dropFile{}}
 	rand.Read(m.secret[:])
 	t.certificate, t.certificateFrom = o.Certificate, o.CertificateFrom

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"hash"
 	"path"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -32,9 +31,7 @@ type mounted struct {
 	drops       *drops
 	root        *gofs.Inode
 
-	mu      sync.Mutex
-	handed  map[uint32]handed  // by pid
-	accepts map[uint32]accepts // by pid
+	stale stale
 }
 
 // ino gives the inode number of what is at a path: for a directory or a file that
@@ -113,14 +110,9 @@ var (
 
 func (n *dirNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
 	at := path.Join(n.path, name)
-	pid := pidOf(ctx)
-	item := n.m.takeOver(pid, at)
-	over := item != nil
-	if !over {
-		var err error
-		if item, err = n.dir.lookup(ctx, name); err != nil {
-			return nil, n.lookupErrno(ctx, err)
-		}
+	item, err := n.dir.lookup(ctx, name)
+	if err != nil {
+		return nil, n.lookupErrno(ctx, err)
 	}
 	n.m.fill(&out.Attr, item)
 	out.SetEntryTimeout(timeout)
@@ -128,9 +120,6 @@ func (n *dirNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 		out.SetAttrTimeout(timeout)
 	}
 	id := gofs.StableAttr{Mode: out.Mode & syscall.S_IFMT, Ino: n.m.ino(at, item)}
-	if over {
-		n.m.accept(pid, id.Ino)
-	}
 	return n.NewInode(ctx, n.node(at, name, item, id.Ino), id), 0
 }
 
@@ -256,27 +245,25 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uin
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		return nil, 0, syscall.EPERM
 	}
+	now, err := n.parent.lookup(ctx, n.name)
+	if errors.Is(err, errAbsent) {
+		return nil, 0, syscall.ESTALE
+	}
+	if err == nil && now.settle != nil {
+		now, err = now.settled(ctx)
+	}
+	if err != nil {
+		return nil, 0, errnoOf(err)
+	}
 	pid := pidOf(ctx)
-	if !n.m.accepted(pid, n.ino) {
-		now, err := n.parent.lookup(ctx, n.name)
-		if errors.Is(err, errAbsent) {
-			return nil, 0, syscall.ESTALE
-		}
-		if err == nil && now.settle != nil {
-			now, err = now.settled(ctx)
-		}
-		if err != nil {
-			return nil, 0, errnoOf(err)
-		}
-		if n.m.ino(n.path, now) != n.ino {
-			n.m.handOver(pid, n.path, now)
-			return nil, 0, syscall.ESTALE
-		}
+	if n.m.ino(n.path, now) == n.ino {
+		n.m.stale.done(pid)
+		return n.m.open(now, true)
 	}
-	if n.item.blob != nil {
-		return n.openBlob()
+	if !n.m.stale.again(pid, n.path) {
+		return nil, 0, syscall.ESTALE
 	}
-	return nil, fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH, 0
+	return n.m.open(now, false)
 }
 
 // settled is a file with its real content in place of the presumed.
@@ -290,12 +277,38 @@ func (i *Item) settled(ctx context.Context) (*Item, error) {
 	return &real, nil
 }
 
-// Read serves what the node holds; a blob has a handle of its own.
-func (n *fileNode) Read(_ context.Context, h gofs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	if b, ok := h.(*blobHandle); ok {
-		return fuse.ReadResultFd(uintptr(b.blob.FD()), off, len(dest)), 0
+// open opens what is there now. cached: it is what the inode stands for, so the
+// kernel may keep what it reads.
+func (m *mounted) open(now *Item, cached bool) (gofs.FileHandle, uint32, syscall.Errno) {
+	flags := uint32(fuse.FOPEN_NOFLUSH | fuse.FOPEN_KEEP_CACHE)
+	if !cached {
+		flags = fuse.FOPEN_NOFLUSH | fuse.FOPEN_DIRECT_IO
 	}
-	return part(n.item.data, dest, off), 0
+	if now.blob == nil {
+		return &dataHandle{now.data}, flags, 0
+	}
+	blob, err := now.blob()
+	if err != nil {
+		return nil, 0, errnoOf(err)
+	}
+	if blob.Attr.Stamp != now.stamp { // replaced between two calls
+		flags = fuse.FOPEN_NOFLUSH | fuse.FOPEN_DIRECT_IO
+		cached = false
+	} else if layout.Racy(now.stamp) {
+		flags &^= fuse.FOPEN_KEEP_CACHE
+	}
+	return &blobHandle{blob, cached && m.passthrough.Load()}, flags, 0
+}
+
+// Read serves what the handle holds.
+func (n *fileNode) Read(_ context.Context, h gofs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	switch h := h.(type) {
+	case *blobHandle:
+		return fuse.ReadResultFd(uintptr(h.blob.FD()), off, len(dest)), 0
+	case *dataHandle:
+		return part(h.data, dest, off), 0
+	}
+	return nil, syscall.EBADF
 }
 
 // part is what a read of len(dest) bytes at off gives, never more.
@@ -307,21 +320,8 @@ func part(data, dest []byte, off int64) fuse.ReadResult {
 	return fuse.ReadResultData(data[:min(len(data), len(dest))])
 }
 
-func (n *fileNode) openBlob() (gofs.FileHandle, uint32, syscall.Errno) {
-	blob, err := n.item.blob()
-	if err != nil {
-		return nil, 0, syscall.ESTALE
-	}
-	if blob.Attr.Stamp != n.item.stamp {
-		blob.Close()
-		return nil, 0, syscall.ESTALE
-	}
-	flags := uint32(fuse.FOPEN_NOFLUSH)
-	if !layout.Racy(blob.Attr.Stamp) {
-		flags |= fuse.FOPEN_KEEP_CACHE
-	}
-	return &blobHandle{blob, n.m.passthrough.Load()}, flags, 0
-}
+// A dataHandle is an open file that the tree computed.
+type dataHandle struct{ data []byte }
 
 // A blobHandle is an open file of a layout, which the kernel reads without
 // asking where passthrough works (linux/fuse.h, FOPEN_PASSTHROUGH).
@@ -348,11 +348,9 @@ type liveNode struct {
 	shown
 }
 
-type liveHandle struct{ data []byte }
-
 func (n *liveNode) Getattr(ctx context.Context, h gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
 	now := *n.item
-	if h, ok := h.(*liveHandle); ok {
+	if h, ok := h.(*dataHandle); ok {
 		now.Size = int64(len(h.data))
 	} else {
 		now.Size = int64(len(n.item.live(callerOf(ctx).UID)))
@@ -365,11 +363,11 @@ func (n *liveNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uin
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		return nil, 0, syscall.EPERM
 	}
-	return &liveHandle{n.item.live(callerOf(ctx).UID)}, fuse.FOPEN_DIRECT_IO, 0
+	return &dataHandle{n.item.live(callerOf(ctx).UID)}, fuse.FOPEN_DIRECT_IO, 0
 }
 
 func (n *liveNode) Read(_ context.Context, h gofs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	return part(h.(*liveHandle).data, dest, off), 0
+	return part(h.(*dataHandle).data, dest, off), 0
 }
 
 // refusing answers what cannot be done anywhere in the tree. go-fuse's

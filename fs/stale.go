@@ -1,62 +1,49 @@
 package fs
 
-import "time"
+import (
+	"sync"
+	"time"
+)
 
-// handed is an Item that an Open computed, and answered with ESTALE because its
-// node is that of an older state. The kernel walks the path again by itself,
-// in the same open(2); its Lookup takes the Item over.
-type handed struct {
+// stale remembers who was answered ESTALE, and where. The kernel then walks
+// the path again by itself, within the same open(2), but only once: a second
+// ESTALE would reach the caller, and under a steady stream of changes it would.
+// So a second open that finds the inode outdated again, or was given one that
+// another process looked up, is served what is there now, past the page cache.
+type stale struct {
+	mu sync.Mutex
+	at map[uint32]refusal // by thread id
+}
+
+type refusal struct {
 	path string
-	item *Item
-	at   time.Time
+	when time.Time
 }
 
-// accepts is the inode that such a Lookup gave. The Open that follows serves it
-// as it is: the kernel repeats an open only once after ESTALE, and what
-// the Lookup gave is younger than the open(2).
-type accepts struct {
-	ino uint64
-	at  time.Time
+// staleFor is how long a refusal is remembered at most. A machine under load
+// takes its time between two requests of one open(2).
+const staleFor = 10 * time.Second
+
+// again says whether this thread was just refused at this path, and remembers
+// the refusal if not: the caller is to answer ESTALE then.
+func (s *stale) again(pid uint32, path string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r, ok := s.at[pid]
+	delete(s.at, pid)
+	if ok && r.path == path && time.Since(r.when) < staleFor {
+		return true
+	}
+	if len(s.at) >= 1024 {
+		clear(s.at)
+	}
+	s.at[pid] = refusal{path, time.Now()}
+	return false
 }
 
-func (m *mounted) handOver(pid uint32, path string, item *Item) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(m.handed) > 1024 {
-		clear(m.handed)
-	}
-	m.handed[pid] = handed{path, item, time.Now()}
-}
-
-func (m *mounted) takeOver(pid uint32, path string) *Item {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	h, ok := m.handed[pid]
-	if !ok || h.path != path {
-		return nil
-	}
-	delete(m.handed, pid)
-	if time.Since(h.at) > timeout {
-		return nil
-	}
-	return h.item
-}
-
-func (m *mounted) accept(pid uint32, ino uint64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(m.accepts) > 1024 {
-		clear(m.accepts)
-	}
-	m.accepts[pid] = accepts{ino, time.Now()}
-}
-
-func (m *mounted) accepted(pid uint32, ino uint64) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	a, ok := m.accepts[pid]
-	if ok {
-		delete(m.accepts, pid)
-	}
-	return ok && a.ino == ino && time.Since(a.at) <= timeout
+// done forgets a refusal, for the open went well.
+func (s *stale) done(pid uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.at, pid)
 }

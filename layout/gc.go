@@ -50,6 +50,9 @@ func (s *Snapshot) used() (map[digest.Digest]bool, error) {
 	used := map[digest.Digest]bool{}
 	for _, e := range entries {
 		used[e.Digest] = true
+		if !IsManifest(e.MediaType) && !IsIndex(e.MediaType) {
+			continue // whatever it is, it refers to nothing
+		}
 		m, err := s.Manifest(e)
 		if errors.Is(err, ErrMissing) {
 			continue

@@ -71,30 +71,37 @@ func (s *Staged) Publish(ctx context.Context, name string, onExist OnExist) ([]I
 	return list, nil
 }
 
-// publishNew renames the staged app to its place.
-func (s *Staged) publishNew(name string) error {
+// publishNew renames the staged app to its place. The namespaces that it makes
+// on the way are gone again if that fails.
+func (s *Staged) publishNew(name string) (err error) {
 	parent := s.reg.fd
-	parts := strings.Split(name, "/")
-	for i := 1; i < len(parts); i++ {
-		dir := path.Join(parts[:i]...)
-		if err := s.mkdir(s.reg.fd, dir); err == nil {
-			err = syncDir(s.reg.fd, path.Dir(dir))
-			if err != nil {
-				return err
-			}
-		} else if !errors.Is(err, fs.ErrExist) {
-			return err
+	for i, c := range name {
+		if c != '/' {
+			continue
 		}
-	}
-	if len(parts) > 1 {
-		fd, err := openDir(s.reg.fd, path.Dir(name))
+		dir := name[:i]
+		if err = s.mkdir(s.reg.fd, dir); errors.Is(err, fs.ErrExist) {
+			continue
+		}
+		defer func() {
+			if err != nil {
+				rmdir(s.reg.fd, dir)
+			}
+		}()
+		if err == nil {
+			err = syncDir(s.reg.fd, path.Dir(dir))
+		}
 		if err != nil {
 			return err
 		}
-		defer closeFD(fd)
-		parent = fd
 	}
-	if err := rename(s.work.fd, stagedName, parent, path.Base(name), unix.RENAME_NOREPLACE); err != nil {
+	if dir := path.Dir(name); dir != "." {
+		if parent, err = openDir(s.reg.fd, dir); err != nil {
+			return err
+		}
+		defer closeFD(parent)
+	}
+	if err = rename(s.work.fd, stagedName, parent, path.Base(name), unix.RENAME_NOREPLACE); err != nil {
 		return err
 	}
 	return fsync(parent, name)

@@ -22,7 +22,7 @@ const (
 	MaxIndex    = 64 << 20 // bytes of index.json or of a nested index
 
 	MaxDepth      = 64 // objects and arrays in one another, in any JSON document
-	MaxIndexDepth = 8  // indexes in one another; index.json is the first
+	MaxIndexDepth = 8  // indexes in one another, below index.json
 )
 
 // Media types of Docker's image manifest version 2, schema 2; those of OCI are in image-spec's package v1.
