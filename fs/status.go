@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 
 	"irfs/layout"
@@ -12,6 +13,15 @@ import (
 type Row struct {
 	Ref string `json:"ref"` // a tag that leads to it, "" for none
 	sign.Report
+}
+
+// JSON gives the row as one line: ref, and what status.json has.
+func (r Row) JSON() []byte {
+	text, err := json.Marshal(r)
+	if err != nil {
+		panic(err) // there is nothing in it but strings
+	}
+	return append(text, '\n')
 }
 
 // Status gives a Row for every image of the registry, sorted by app and tag; with
