@@ -90,7 +90,7 @@ func withoutMount(t *testing.T, by []string) {
 }
 
 func TestDemoInterrupted(t *testing.T) {
-	for _, at := range []string{"$ irfs gen-key", "# There is no mount|# Mount it", "$ grep"} {
+	for _, at := range []string{"$ irfs gen-key", "# There is no mount|# Mount it", "may be deployed"} {
 		sent := false
 		code, stdout, stderr := demo(t, func(line string, p *os.Process) {
 			for begin := range strings.SplitSeq(at, "|") {

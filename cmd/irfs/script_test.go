@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -173,15 +174,30 @@ func setup(env *testscript.Env) error {
 	return os.Mkdir(home, 0o755)
 }
 
+// canMount mounts an empty registry: that /dev/fuse is there does not mean that
+// it may be used. Its error is what irfs says.
+var canMount = sync.OnceValue(func() error {
+	registry, mnt := filepath.Join(work, "probe"), filepath.Join(work, "probe-mnt")
+	for _, dir := range []string{registry, mnt} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	for _, args := range [][]string{{"mount", registry, mnt}, {"umount", mnt}} {
+		if out, err := exec.Command(filepath.Join(work, "bin/irfs"), args...).CombinedOutput(); err != nil {
+			return errors.New(string(bytes.TrimSpace(out)))
+		}
+	}
+	return nil
+})
+
 func need(ts *testscript.TestScript, neg bool, args []string) {
 	for _, word := range args {
 		why := ""
 		switch word {
 		case "fuse":
-			if f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0); err != nil {
+			if err := canMount(); err != nil {
 				why = fmt.Sprintf("nothing can be mounted here: %v", err)
-			} else {
-				f.Close()
 			}
 		case "root":
 			if os.Geteuid() != 0 {
