@@ -118,9 +118,10 @@ func leftovers() error {
 }
 
 // processes lists the ids of those that run our irfs. One that was just
-// unmounted has two seconds to end.
+// unmounted has ten seconds to end, for a mount lives on in
+// the mount namespaces that were made meanwhile.
 func processes() []string {
-	for end := time.Now().Add(2 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		var found []string
 		links, _ := filepath.Glob("/proc/[0-9]*/exe")
 		for _, link := range links {
