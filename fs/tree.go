@@ -258,7 +258,7 @@ func (d *plainDir) lookup(ctx context.Context, name string) (*Item, error) {
 	return (&plainDir{d.t, path.Join(d.name, name)}).item(ctx)
 }
 
-func (d *plainDir) list(context.Context) ([]Name, error) {
+func (d *plainDir) list(ctx context.Context) ([]Name, error) {
 	at, err := d.t.Registry.Dir(d.name)
 	if err != nil {
 		return nil, absent(err)
@@ -272,8 +272,19 @@ func (d *plainDir) list(context.Context) ([]Name, error) {
 		list = append(list, dirs("import")...)
 	}
 	if at.App {
-		list = append(list, Name{"oci-layout", 0}, Name{"index.json", 0})
-		list = append(list, dirs("blobs", "tags", "manifests")...)
+		app, err := d.t.Registry.App(d.name)
+		if err != nil {
+			return nil, absent(err)
+		}
+		for _, name := range []string{"oci-layout", "index.json"} {
+			if _, err := blobItem(app, name); err == nil { // a broken app may lack it
+				list = append(list, Name{name, 0})
+			}
+		}
+		if _, err := (&blobsDir{app, "blobs"}).item(ctx); err == nil {
+			list = append(list, dirs("blobs")...)
+		}
+		list = append(list, dirs("tags", "manifests")...)
 	}
 	return sorted(list), nil
 }
