@@ -52,7 +52,9 @@ func runLs(c *command, args []string) error {
 		return err
 	}
 	for _, n := range names {
-		fmt.Println(n.Name)
+		if _, err := fmt.Println(n.Name); err != nil {
+			return err
+		}
 	}
 	return nil
 }

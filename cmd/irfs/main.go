@@ -192,12 +192,15 @@ func newFlags(c *command) *pflag.FlagSet {
 }
 
 func runHelp(c *command, args []string) error {
-	if len(args) == 0 {
+	if len(args) == 0 || len(args) == 1 && slices.Contains([]string{"help", "-h", "--help"}, args[0]) {
 		printUsage(os.Stdout)
 		return nil
 	}
+	if err := c.parse(newFlags(c), args, 0, 1); err != nil {
+		return err
+	}
 	of := find(args[0])
-	if of == nil || of.name == "help" {
+	if of == nil {
 		return &usageError{c, fmt.Sprintf("no help on %q", args[0])}
 	}
 	return of.run(of, []string{"--help"})
