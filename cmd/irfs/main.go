@@ -168,7 +168,7 @@ func (c *command) parse(flags *pflag.FlagSet, args []string, least, most int, re
 	for _, name := range required {
 		if !flags.Changed(name) {
 			f := flags.Lookup(name)
-			return &usageError{c, fmt.Sprintf("-%s (--%s) is missing: %s", f.Shorthand, name, f.Usage)}
+			return &usageError{c, fmt.Sprintf("-%s (--%s) is missing: %s", f.Shorthand, name, strings.ReplaceAll(f.Usage, "`", ""))}
 		}
 	}
 	switch n := flags.NArg(); {
