@@ -1,11 +1,21 @@
 package main
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	irfs "irfs/fs"
 )
+
+// umountWait is how long umount waits for the mount's process to end, in
+// milliseconds: whoever unmounts wants nothing of it to be left.
+const umountWait = 5000
 
 func runUmount(c *command, args []string) error {
 	flags := newFlags(c)
@@ -17,9 +27,34 @@ func runUmount(c *command, args []string) error {
 	if err := irfs.IsMount(dir); err != nil {
 		return err
 	}
-	err := irfs.Unmount(dir, *lazy)
+	if *lazy {
+		return irfs.Unmount(dir, true)
+	}
+	server := serverOf(dir)
+	defer unix.Close(server)
+	err := irfs.Unmount(dir, false)
 	if errors.Is(err, syscall.EBUSY) {
 		return &irfs.Hint{Err: err, Text: "somebody uses it: fuser -vm " + dir + " tells who; irfs umount -l does it all the same"}
 	}
+	if err == nil && server >= 0 {
+		unix.Poll([]unix.PollFd{{Fd: int32(server), Events: unix.POLLIN}}, umountWait)
+	}
 	return err
+}
+
+// serverOf gives a pidfd of the process that serves a mount, or -1.
+func serverOf(dir string) int {
+	text, err := os.ReadFile(filepath.Join(dir, ".irfs/version"))
+	if err != nil {
+		return -1
+	}
+	for line := range bytes.Lines(text) {
+		var pid int
+		if _, err := fmt.Sscanf(string(line), "pid %d\n", &pid); err == nil {
+			if fd, err := unix.PidfdOpen(pid, 0); err == nil {
+				return fd
+			}
+		}
+	}
+	return -1
 }
