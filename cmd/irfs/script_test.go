@@ -3,6 +3,7 @@ package main_test
 import (
 	"bytes"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -74,6 +75,8 @@ func runTests(m *testing.M) (code int, err error) {
 	if err := build(); err != nil {
 		return 0, err
 	}
+	// The scripts wait for disks, locks and timers more than they compute.
+	flag.Set("test.parallel", "6")
 	code = m.Run()
 	err = leftovers()
 	return code, errors.Join(err, os.RemoveAll(work))
