@@ -102,15 +102,15 @@ func (t *Tree) Mount(dir string, o Options) (*Mount, error) {
 		server.Unmount()
 		return nil, err
 	}
+	t.version = func() []byte {
+		return fmt.Appendf(nil, "version %s\nregistry %s\npid %d\npassthrough %s\nreadonly %s\n",
+			o.Version, t.Registry.Path(), os.Getpid(), yes(m.passthrough.Load()), yes(o.ReadOnly))
+	}
 	go server.Serve() // until the unmount, which Wait waits for
 	if err := server.WaitMount(); err != nil {
 		return nil, fmt.Errorf("%s: %w", dir, err)
 	}
 	m.passthrough.Store(canPassThrough(server))
-	t.version = func() []byte {
-		return fmt.Appendf(nil, "version %s\nregistry %s\npid %d\npassthrough %s\nreadonly %s\n",
-			o.Version, t.Registry.Path(), os.Getpid(), yes(m.passthrough.Load()), yes(o.ReadOnly))
-	}
 	return &Mount{dir, server, m.drops}, nil
 }
 
