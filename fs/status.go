@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 
 	"irfs/layout"
 	"irfs/sign"
@@ -25,14 +26,15 @@ func (r Row) JSON() []byte {
 }
 
 // Status gives a Row for every image of the registry, sorted by app and tag; with
-// full, every layer is read. hidden is told of each app that a mount does
-// not show, and why.
+// full, every layer is read. hidden is told of what a mount does not show, and
+// why. The rows are there with the error too, which is of other apps.
 func (t *Tree) Status(ctx context.Context, full bool, hidden func(name, why string)) ([]Row, error) {
 	apps, err := t.Registry.Apps()
 	if err != nil {
 		return nil, err
 	}
 	var rows []Row
+	var failed []error // one app's trouble does not hide the others
 	for _, found := range apps {
 		if !found.Shown {
 			hidden(found.Name, found.Why)
@@ -43,11 +45,11 @@ func (t *Tree) Status(ctx context.Context, full bool, hidden func(name, why stri
 			continue
 		}
 		if err != nil {
-			return nil, err
+			failed = append(failed, fmt.Errorf("%s: %w", found.Name, err))
 		}
 		rows = append(rows, more...)
 	}
-	return rows, nil
+	return rows, errors.Join(failed...)
 }
 
 func (t *Tree) appStatus(ctx context.Context, name string, full bool) ([]Row, error) {

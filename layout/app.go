@@ -28,6 +28,7 @@ type App struct {
 	snap    *Snapshot // the last reading of index.json
 	seen    sighting
 	good    *Snapshot // the last one that could be used
+	torn    time.Time // since when index.json has not been usable
 	indexes map[string]*readIndex
 }
 
@@ -56,6 +57,7 @@ type content struct {
 	index *v1.Index
 	tags  map[string]int          // row in index, or twice
 	rows  map[digest.Digest][]int // rows in index
+	bad   map[digest.Digest]error // whose rows disagree
 
 	mu      sync.Mutex
 	reached *reached // the last walk through the nested indexes
@@ -70,8 +72,8 @@ const refName = v1.AnnotationRefName
 // index.json that cannot be used gives a snapshot with Err.
 //
 // A file that does not parse and changed a moment ago may be one that another
-// tool is writing in place: it is read again, and then the last good state serves,
-// for as long as the file counts as racy.
+// tool is writing where it stands: it is read again, and then the last good state
+// of this very file serves, for two seconds at most.
 func (a *App) Snapshot() (*Snapshot, error) {
 	dirfd, err := a.open()
 	if err != nil {
@@ -94,20 +96,32 @@ func (a *App) Snapshot() (*Snapshot, error) {
 			return nil, err
 		}
 		if snap.Err == nil {
-			a.good = snap
+			a.good, a.torn = snap, time.Time{}
 			return snap, nil
 		}
 		if !snap.Attr.fresh() {
 			return snap, nil
 		}
 		if try == 3 {
-			if a.good != nil {
+			if a.mayBeTorn(snap) {
 				return a.good, nil
 			}
 			return snap, nil
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
+}
+
+// mayBeTorn says whether a snapshot that cannot be used may be one of a file
+// that is just being written: the file of the last good snapshot itself, lately
+// changed, and not broken for long. a.mu is held.
+func (a *App) mayBeTorn(snap *Snapshot) bool {
+	if a.torn.IsZero() {
+		a.torn = time.Now()
+	}
+	return a.good != nil && snap.Attr.Mode.IsRegular() &&
+		snap.Attr.Dev == a.good.Attr.Dev && snap.Attr.Ino == a.good.Attr.Ino &&
+		time.Since(a.torn) < racyFor
 }
 
 // load reads index.json, with a.mu held, and gives its bytes as well.
@@ -142,10 +156,24 @@ func (a *App) load(dirfd int) (*Snapshot, []byte, error) {
 	return a.snap, data, nil
 }
 
+// readIndexFile reads the bytes of index.json.
+func (a *App) readIndexFile() ([]byte, error) {
+	dirfd, err := a.open()
+	if err != nil {
+		return nil, err
+	}
+	defer closeFD(dirfd)
+	data, _, _, err := readFile(dirfd, indexName, -1, MaxIndex)
+	return data, err
+}
+
 func newContent(index *v1.Index) *content {
-	c := &content{index: index, tags: map[string]int{}, rows: map[digest.Digest][]int{}}
+	c := &content{index: index, tags: map[string]int{}, rows: map[digest.Digest][]int{}, bad: map[digest.Digest]error{}}
 	for i, d := range index.Manifests {
 		c.rows[d.Digest] = append(c.rows[d.Digest], i)
+		if err := disagreement(index.Manifests[c.rows[d.Digest][0]], d); err != nil {
+			c.bad[d.Digest] = err
+		}
 		tag := d.Annotations[refName]
 		if tag == "" {
 			continue
@@ -202,15 +230,14 @@ func (s *Snapshot) Tag(tag string) (Entry, error) {
 	return s.entry(s.index.Manifests[row]), nil
 }
 
-// entry is the Entry of a descriptor, after a look at the others in index.json
-// that have its digest.
+// entry is the Entry of a descriptor, after a look at those in index.json that
+// have its digest.
 func (s *Snapshot) entry(d v1.Descriptor) Entry {
-	for _, row := range s.rows[d.Digest] {
-		if err := disagreement(d, s.index.Manifests[row]); err != nil {
-			return Entry{d, err}
-		}
+	err := s.bad[d.Digest]
+	if rows := s.rows[d.Digest]; err == nil && len(rows) > 0 {
+		err = disagreement(d, s.index.Manifests[rows[0]])
 	}
-	return Entry{d, nil}
+	return Entry{d, err}
 }
 
 // disagreement is nil if two descriptors of one digest say the same of it.

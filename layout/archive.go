@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -90,7 +89,7 @@ func (s *Staged) unpack(ctx context.Context, archive io.Reader) error {
 	entries := tar.NewReader(tail)
 	seen := map[string]bool{}
 	var padding int64
-	for {
+	for count := 1; ; count++ {
 		h, err := entries.Next()
 		if err == io.EOF {
 			break
@@ -98,9 +97,9 @@ func (s *Staged) unpack(ctx context.Context, archive io.Reader) error {
 		if err != nil {
 			return tail.failed(err)
 		}
-		name := strings.TrimPrefix(path.Clean(h.Name), "./")
+		name := path.Clean(h.Name)
 		switch {
-		case len(seen) >= MaxArchiveEntries:
+		case count > MaxArchiveEntries:
 			return limitf("archive: over the limit of %d entries", MaxArchiveEntries)
 		case !fs.ValidPath(name):
 			return corruptf("archive: %q: not a path inside the archive", h.Name)
@@ -151,7 +150,10 @@ func (s *Staged) take(dirfd int, name string, r io.Reader, size int64) error {
 	algorithm, hex, isBlob := strings.Cut(strings.TrimPrefix(name, "blobs/"), "/")
 	switch {
 	case name == "oci-layout":
-		data, err := io.ReadAll(io.LimitReader(r, MaxManifest))
+		if size > MaxManifest {
+			return limitf("archive: %s: %d bytes, over the limit of %d", name, size, MaxManifest)
+		}
+		data, err := io.ReadAll(r)
 		if err == nil {
 			err = checkOCILayout(data)
 		}
@@ -193,14 +195,7 @@ func (s *Staged) mkdir(dirfd int, name string) error {
 		return err
 	}
 	defer closeFD(fd)
-	return s.own(fd, name, 0o755)
-}
-
-func (s *Staged) own(fd int, name string, mode uint32) error {
-	if err := unix.Fchown(fd, s.owner.UID, s.owner.GID); err != nil && err != unix.EPERM {
-		return pathError("chown", name, err)
-	}
-	return pathError("chmod", name, unix.Fchmod(fd, mode))
+	return own(fd, name, s.owner, 0o755)
 }
 
 // write writes and syncs one file of the staged app.
@@ -209,12 +204,12 @@ func (s *Staged) write(dirfd int, name string, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	f := &newFile{fd: fd}
+	f := &newFile{what: name, fd: fd}
 	defer f.close()
 	if _, err := io.CopyBuffer(f, r, make([]byte, 1<<20)); err != nil {
 		return err
 	}
-	if err := s.own(fd, name, 0o644); err != nil {
+	if err := own(fd, name, s.owner, 0o644); err != nil {
 		return err
 	}
 	return fsync(fd, name)
@@ -278,12 +273,19 @@ func (incomplete) Is(target error) bool { return target == ErrIncomplete || targ
 
 // checkOCILayout checks the content of an oci-layout file.
 func checkOCILayout(data []byte) error {
-	var l v1.ImageLayout
-	if err := json.Unmarshal(data, &l); err != nil {
-		return corruptf("oci-layout: %w", err)
+	version := ""
+	err := parse(data, MaxManifest, func(r reader, name string) (err error) {
+		if name != "imageLayoutVersion" {
+			return r.skip()
+		}
+		version, err = r.string()
+		return err
+	})
+	if err == nil && version != v1.ImageLayoutVersion {
+		err = corruptf("imageLayoutVersion is %q, and not %q", version, v1.ImageLayoutVersion)
 	}
-	if l.Version != v1.ImageLayoutVersion {
-		return corruptf("oci-layout: imageLayoutVersion is %q, and not %q", l.Version, v1.ImageLayoutVersion)
+	if err != nil {
+		return fmt.Errorf("oci-layout: %w", err)
 	}
 	return nil
 }

@@ -101,9 +101,12 @@ func (a *App) tryLock() (*locked, error) {
 
 // named says whether what is locked is still what has the app's name.
 func (l *locked) named() bool {
-	named, err1 := statBeneath(l.app.parent, path.Join(l.app.Name, "oci-layout"))
-	held, err2 := fstat(l.lock, "oci-layout")
-	return err1 == nil && err2 == nil && named.Dev == held.Dev && named.Ino == held.Ino
+	same := func(name string, fd int) bool {
+		named, err1 := statBeneath(l.app.parent, name)
+		held, err2 := fstat(fd, name)
+		return err1 == nil && err2 == nil && named.Dev == held.Dev && named.Ino == held.Ino
+	}
+	return same(l.app.Name, l.dirfd) && same(path.Join(l.app.Name, "oci-layout"), l.lock)
 }
 
 // An Edit sets annotations on one manifest, whose bytes are those that were
@@ -131,37 +134,84 @@ type Change struct {
 // state, and gives what is to be set; it may be called again if a tool that
 // does not lock came in between.
 func (a *App) Annotate(ctx context.Context, plan func(*Snapshot) ([]Edit, error)) (*Change, error) {
-	l, err := a.lock(ctx)
+	var change *Change
+	err := a.change(ctx, func(l *locked, snap *Snapshot, raw []byte, seen sighting) error {
+		edits, err := plan(snap)
+		if err != nil {
+			return err
+		}
+		blobs, index, moved, err := snap.rewrite(raw, edits)
+		if err != nil {
+			return err
+		}
+		change = &Change{Moved: moved, Before: snap}
+		if len(moved) == 0 {
+			return l.settle(snap, edits)
+		}
+		change.LeftBehind = snap.leftBehind(moved)
+		return l.publish(ctx, snap, seen, blobs, index)
+	})
 	if err != nil {
 		return nil, err
+	}
+	return change, nil
+}
+
+// change runs one attempt at a change after another, under the app's lock, until
+// none is disturbed by a tool that does not lock.
+func (a *App) change(ctx context.Context, try func(l *locked, snap *Snapshot, raw []byte, seen sighting) error) error {
+	l, err := a.lock(ctx)
+	if err != nil {
+		return err
 	}
 	defer l.release()
 	for start := time.Now(); ; {
 		snap, raw, seen, err := l.read()
 		if err != nil {
-			return nil, err
+			return err
 		}
-		edits, err := plan(snap)
-		if err != nil {
-			return nil, err
+		if err = try(l, snap, raw, seen); !errors.Is(err, errMoved) {
+			return err
 		}
-		blobs, index, moved, err := snap.rewrite(raw, edits)
-		if err != nil {
-			return nil, err
-		}
-		change := &Change{Moved: moved, Before: snap}
-		if len(moved) == 0 {
-			return change, nil
-		}
-		change.LeftBehind = snap.leftBehind(edits, moved)
-		err = l.publish(ctx, snap, seen, blobs, index)
-		if !errors.Is(err, errMoved) {
-			return change, err
-		}
-		if time.Since(start) > LockWait {
-			return nil, fmt.Errorf("%s: another tool keeps changing this app: %w", a.Name, ErrBusy)
+		if time.Since(start) > LockWait || ctx.Err() != nil {
+			return fmt.Errorf("%s: another tool keeps changing this app: %w", a.Name, ErrBusy)
 		}
 	}
+}
+
+// settle makes durable what was found to be as it should: whoever wrote it may
+// have been killed before he did, or may never do.
+func (l *locked) settle(snap *Snapshot, edits []Edit) error {
+	clean(l.dirfd)
+	r, err := snap.all()
+	if err != nil {
+		return err
+	}
+	var digests []digest.Digest
+	for _, e := range edits {
+		digests = append(digests, e.Manifest.Digest)
+	}
+	digests = append(digests, r.above(digests...)...)
+	dirs := map[string]bool{".": true}
+	for _, d := range digests {
+		if err := syncFile(l.dirfd, BlobPath(d)); err != nil {
+			return err
+		}
+		dirs[path.Dir(BlobPath(d))] = true
+	}
+	if err := syncFile(l.dirfd, indexName); err != nil {
+		return err
+	}
+	return l.syncDirs(dirs)
+}
+
+func (l *locked) syncDirs(dirs map[string]bool) error {
+	for dir := range dirs {
+		if err := syncDir(l.dirfd, dir); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // read reads index.json anew, under the lock. A torn one is refused.
@@ -249,7 +299,7 @@ func (s *Snapshot) rewrite(raw []byte, edits []Edit) ([]newBlob, []byte, map[dig
 		if n.Err != nil {
 			return nil, nil, nil, n.Err
 		}
-		was, _, _, err := readBlob(dirfd, n.Descriptor, MaxIndex)
+		was, _, _, err := readBlob(dirfd, n.Descriptor, MaxIndex, nil)
 		if err != nil {
 			return nil, nil, nil, err
 		}
@@ -334,22 +384,20 @@ func (l *locked) publish(ctx context.Context, snap *Snapshot, seen sighting, blo
 	defer w.close()
 	dirs := map[string]bool{}
 	for _, b := range blobs {
-		if err := l.putBlob(w, b); err != nil {
+		if err := l.putBlob(ctx, w, b); err != nil {
 			return err
 		}
 		dirs[path.Dir(BlobPath(b.Digest))] = true
 	}
-	for dir := range dirs {
-		if err := syncDir(l.dirfd, dir); err != nil {
-			return err
-		}
+	if err := l.syncDirs(dirs); err != nil {
+		return err
 	}
 	return l.putIndex(ctx, w, snap, seen, index)
 }
 
 // putIndex puts a new index.json in the place of the one that snap is of.
 func (l *locked) putIndex(ctx context.Context, w *work, snap *Snapshot, seen sighting, index []byte) error {
-	f, err := createNamed(w)
+	f, err := createNamed(w, indexName)
 	if err != nil {
 		return err
 	}
@@ -357,7 +405,7 @@ func (l *locked) putIndex(ctx context.Context, w *work, snap *Snapshot, seen sig
 	if _, err := f.Write(index); err != nil {
 		return err
 	}
-	if err := takeOwner(f.fd, indexName, snap.Attr, readACL(l.dirfd, indexName)); err != nil {
+	if err := likeFile(f.fd, l.dirfd, indexName); err != nil {
 		return err
 	}
 	if err := fsync(f.fd, indexName); err != nil {
@@ -365,6 +413,9 @@ func (l *locked) putIndex(ctx context.Context, w *work, snap *Snapshot, seen sig
 	}
 	if !l.unchanged(snap, seen) {
 		return errMoved
+	}
+	if !l.named() {
+		return fmt.Errorf("%s: the app was moved away while it was being changed: %w", l.app.Name, ErrBusy)
 	}
 	if err := ctx.Err(); err != nil {
 		return err
@@ -387,10 +438,12 @@ func (l *locked) unchanged(snap *Snapshot, seen sighting) bool {
 
 // putBlob makes sure that the blob is there, whole and durable but for its
 // name, with the owner and mode of the one that it follows.
-func (l *locked) putBlob(w *work, b newBlob) error {
+func (l *locked) putBlob(ctx context.Context, w *work, b newBlob) error {
 	name := BlobPath(b.Digest)
-	algorithm := b.Digest.Algorithm()
-	there := hashFile(l.dirfd, name, algorithm) == b.Digest
+	there, err := isBlob(ctx, l.dirfd, name, b.Digest, b.Size)
+	if err != nil {
+		return err
+	}
 	if there {
 		return syncFile(l.dirfd, name) // whoever wrote it may not have
 	}
@@ -399,7 +452,7 @@ func (l *locked) putBlob(w *work, b newBlob) error {
 		return err
 	}
 	defer closeFD(dir)
-	f, err := createIn(dir, w)
+	f, err := createIn(dir, w, name)
 	if err != nil {
 		return err
 	}
@@ -407,11 +460,7 @@ func (l *locked) putBlob(w *work, b newBlob) error {
 	if _, err := f.Write(b.bytes); err != nil {
 		return err
 	}
-	like, err := statBeneath(l.dirfd, BlobPath(b.old))
-	if err != nil {
-		return err
-	}
-	if err := takeOwner(f.fd, name, like, readACL(l.dirfd, BlobPath(b.old))); err != nil {
+	if err := likeFile(f.fd, l.dirfd, BlobPath(b.old)); err != nil {
 		return err
 	}
 	if err := fsync(f.fd, name); err != nil {
@@ -431,14 +480,13 @@ const maxReferrers = 1000
 // leftBehind names what refers to a manifest that the change replaces:
 // tags as cosign and the referrers tag schema make them, and manifests
 // with a subject (OCI image-spec v1.1, manifest.md).
-func (s *Snapshot) leftBehind(edits []Edit, moved map[digest.Digest]digest.Digest) []string {
+func (s *Snapshot) leftBehind(moved map[digest.Digest]digest.Digest) []string {
 	var left []string
-	for old := range moved {
-		prefix := old.Algorithm().String() + "-" + old.Encoded()
-		for tag := range s.tags {
-			if rest, ok := strings.CutPrefix(tag, prefix); ok && (rest == "" || rest[0] == '.') {
-				left = append(left, fmt.Sprintf("tag %s (of %s)", tag, old))
-			}
+	for tag := range s.tags {
+		algorithm, rest, _ := strings.Cut(tag, "-")
+		hex, _, _ := strings.Cut(rest, ".")
+		if old := digest.Digest(algorithm + ":" + hex); moved[old] != "" {
+			left = append(left, fmt.Sprintf("tag %s (of %s)", tag, old))
 		}
 	}
 	entries, err := s.Entries()

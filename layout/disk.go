@@ -19,7 +19,7 @@ import (
 	"os"
 	"path"
 	"strings"
-	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -365,37 +365,126 @@ func removeAll(dirfd int, name string) {
 	rmdir(dirfd, name)
 }
 
-// takeOwner gives an open file the owner, mode and ACL of another. An owner
-// that this process may not give away stays this process's own, as with any
-// editor that saves by renaming.
+// renameNew renames where nothing may be replaced. On a file system without
+// RENAME_NOREPLACE (NFS, 9p) a file is linked instead, and a directory renamed
+// where nothing was a moment ago: rename(2) replaces no directory that holds anything.
+func renameNew(fromfd int, from string, tofd int, to string) error {
+	err := rename(fromfd, from, tofd, to, unix.RENAME_NOREPLACE)
+	if !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	linkErr := retry(func() error { return unix.Linkat(fromfd, from, tofd, to, 0) })
+	if linkErr == nil {
+		return unlink(fromfd, from)
+	}
+	if linkErr == unix.EEXIST {
+		return pathError("link", to, linkErr)
+	}
+	if _, err := statBeneath(tofd, to); !errors.Is(err, fs.ErrNotExist) {
+		return pathError("rename", to, unix.EEXIST)
+	}
+	return rename(fromfd, from, tofd, to, 0)
+}
+
+// own gives an open file or directory to a user, where this process may do that.
+func own(fd int, name string, owner Owner, mode uint32) error {
+	if err := unix.Fchown(fd, owner.UID, owner.GID); err != nil && err != unix.EPERM {
+		return pathError("chown", name, err)
+	}
+	return pathError("chmod", name, unix.Fchmod(fd, mode))
+}
+
+// takeOwner gives an open file the owner, mode and ACL of another one. Where
+// this process may not give it away, it gives it the group at least.
 func takeOwner(fd int, name string, like Attr, acl []byte) error {
-	unix.Fchown(fd, int(like.UID), int(like.GID))
-	if err := unix.Fchmod(fd, uint32(like.Mode.Perm())); err != nil {
-		return pathError("chmod", name, err)
+	if unix.Fchown(fd, int(like.UID), int(like.GID)) != nil {
+		unix.Fchown(fd, -1, int(like.GID))
 	}
+	// The directory's default ACL may have given it one that the other has not.
+	err := unix.Fremovexattr(fd, aclName)
 	if acl != nil {
-		if err := unix.Fsetxattr(fd, aclName, acl, 0); err != nil && err != unix.ENOTSUP {
-			return pathError("setfacl", name, err)
-		}
+		err = unix.Fsetxattr(fd, aclName, acl, 0)
 	}
-	return nil
+	if err != nil && err != unix.ENODATA && err != unix.ENOTSUP {
+		return pathError("setfacl", name, err)
+	}
+	return pathError("chmod", name, unix.Fchmod(fd, uint32(like.Mode.Perm())))
 }
 
 const aclName = "system.posix_acl_access"
 
-// readACL gives a file's POSIX ACL in the kernel's form, or nil.
-func readACL(dirfd int, name string) []byte {
-	fd, err := openBeneath(dirfd, name, unix.O_RDONLY, 0)
+// readACL gives a file's POSIX ACL in the kernel's form, nil for none.
+func readACL(dirfd int, name string) ([]byte, error) {
+	fd, _, err := openRegular(dirfd, name)
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	defer closeFD(fd)
-	buf := make([]byte, 4096)
+	buf := make([]byte, 64<<10) // XATTR_SIZE_MAX
 	n, err := unix.Fgetxattr(fd, aclName, buf)
-	if err != nil {
-		return nil
+	if err == unix.ENODATA || err == unix.ENOTSUP {
+		return nil, nil
 	}
-	return buf[:n]
+	if err != nil {
+		return nil, pathError("getfacl", name, err)
+	}
+	return buf[:n], nil
+}
+
+// likeFile makes an open file look like another one to its users.
+func likeFile(fd, dirfd int, name string) error {
+	attr, err := statBeneath(dirfd, name)
+	if err != nil {
+		return err
+	}
+	acl, err := readACL(dirfd, name)
+	if err != nil {
+		return err
+	}
+	return takeOwner(fd, name, attr, acl)
+}
+
+// readAt reads like io.ReaderAt.
+func readAt(fd int, name string, p []byte, off int64) (int, error) {
+	n, err := io.ReadFull(&fdReader{fd: fd, name: name, off: off}, p)
+	if err == io.ErrUnexpectedEOF {
+		err = io.EOF
+	}
+	return n, err
+}
+
+func writeAt(fd int, name string, p []byte, off int64) (int, error) {
+	for done := 0; done < len(p); {
+		n, err := unix.Pwrite(fd, p[done:], off+int64(done))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return done, pathError("write", name, err)
+		}
+		done += n
+	}
+	return len(p), nil
+}
+
+func truncate(fd int, name string, size int64) error {
+	return pathError("truncate", name, retry(func() error { return unix.Ftruncate(fd, size) }))
+}
+
+// openTop opens a registry's directory, by any path.
+func openTop(dir string) (int, error) {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	return fd, pathError("open", dir, err)
+}
+
+func statfs(fd int, name string) (st syscall.Statfs_t, err error) {
+	err = retry(func() error { return syscall.Fstatfs(fd, &st) })
+	return st, pathError("statfs", name, err)
+}
+
+// mayCreate says whether this process may create files in a directory.
+func mayCreate(dirfd int) bool {
+	return unix.Faccessat(dirfd, ".", unix.W_OK, unix.AT_EACCESS) == nil
 }
 
 // workName is where working files lie that need a name: in an app, or in the
@@ -430,10 +519,11 @@ func newWork(parent int) (*work, error) {
 // tryWork is one attempt at newWork; nil, nil when another process was in
 // between.
 func tryWork(parent int, like Attr) (*work, error) {
-	if err := mkdir(parent, workName, 0o700); err == nil {
-		// Whoever may write here may also work here.
+	// Whoever may write here may also work here.
+	mode := uint32(like.Mode.Perm())
+	if err := mkdir(parent, workName, mode); err == nil {
 		if fd, err := openDir(parent, workName); err == nil {
-			unix.Fchmod(fd, uint32(like.Mode.Perm()))
+			unix.Fchmod(fd, mode) // without the umask
 			closeFD(fd)
 		}
 	} else if !errors.Is(err, fs.ErrExist) {
@@ -459,19 +549,23 @@ func tryWork(parent int, like Attr) (*work, error) {
 		return nil, nil
 	}
 	sweep(top)
-	name := path.Join(workName, strings.ToLower(rand.Text()))
-	if err := mkdir(parent, name, 0o700); err != nil {
+	name := strings.ToLower(rand.Text())
+	err = mkdir(top, name, 0o700)
+	if errors.Is(err, fs.ErrNotExist) { // somebody removed .irfs, for it was empty
+		return nil, nil
+	}
+	if err != nil {
 		return nil, err
 	}
-	fd, err := openDir(parent, name)
+	fd, err := openDir(top, name)
 	if err == nil {
 		err = tryLock(fd)
 	}
 	if err != nil {
-		rmdir(parent, name)
+		rmdir(top, name)
 		return nil, err
 	}
-	return &work{parent, name, fd}, nil
+	return &work{parent, path.Join(workName, name), fd}, nil
 }
 
 // sweep removes the work directories below the locked directory top that
@@ -479,14 +573,28 @@ func tryWork(parent int, like Attr) (*work, error) {
 func sweep(top int) {
 	list, _ := readDir(top, ".")
 	for _, e := range list {
-		if fd, err := openDir(top, e.name); err == nil {
-			held := tryLock(fd) != nil
-			closeFD(fd)
-			if held {
-				continue
-			}
+		if !e.mode.IsDir() {
+			unlink(top, e.name)
+			continue
 		}
-		removeAll(top, e.name)
+		fd, err := openDir(top, e.name)
+		if err != nil { // another user's, perhaps: it may be alive
+			continue
+		}
+		if tryLock(fd) == nil {
+			removeAll(top, e.name)
+		}
+		closeFD(fd)
+	}
+}
+
+// clean removes what dead owners left below an open directory.
+func clean(parent int) {
+	if _, err := statBeneath(parent, workName); err != nil {
+		return
+	}
+	if w, err := newWork(parent); err == nil {
+		w.close()
 	}
 }
 
@@ -499,41 +607,42 @@ func (w *work) close() {
 
 // A newFile is a file that is being written and has not taken its place yet.
 type newFile struct {
+	what string // for errors
 	fd   int
 	dir  int    // where it lies if it has a name
 	name string // "" for an unnamed one (O_TMPFILE)
 }
 
-// noTmpfile remembers the devices whose file system has no O_TMPFILE.
-var noTmpfile sync.Map
-
-// createIn makes a new file on the file system of the directory dirfd: an
-// unnamed one where that can be, otherwise one in w.
-func createIn(dirfd int, w *work) (*newFile, error) {
-	attr, err := fstat(dirfd, ".")
+// createUnnamed makes an unnamed file on the file system of the directory dirfd;
+// nil, nil where there are none.
+func createUnnamed(dirfd int, what string) (*newFile, error) {
+	fd, err := openBeneath(dirfd, ".", unix.O_RDWR|unix.O_TMPFILE, 0o600)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EINVAL) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}
-	if _, not := noTmpfile.Load(attr.Dev); !not {
-		fd, err := openBeneath(dirfd, ".", unix.O_RDWR|unix.O_TMPFILE, 0o600)
-		if err == nil {
-			return &newFile{fd: fd, dir: dirfd}, nil
-		}
-		if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.ENOENT) {
-			return nil, err
-		}
-		noTmpfile.Store(attr.Dev, true)
-	}
-	return createNamed(w)
+	return &newFile{what: what, fd: fd, dir: dirfd}, nil
 }
 
-func createNamed(w *work) (*newFile, error) {
+// createNamed makes a file in a work directory.
+func createNamed(w *work, what string) (*newFile, error) {
 	name := strings.ToLower(rand.Text())
 	fd, err := openBeneath(w.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	return &newFile{fd: fd, dir: w.fd, name: name}, nil
+	return &newFile{what, fd, w.fd, name}, nil
+}
+
+// createIn makes an unnamed file where that can be, otherwise one in w.
+func createIn(dirfd int, w *work, what string) (*newFile, error) {
+	f, err := createUnnamed(dirfd, what)
+	if f == nil && err == nil {
+		return createNamed(w, what)
+	}
+	return f, err
 }
 
 // place gives the file its name, where there must be none by that name yet.
@@ -543,7 +652,7 @@ func (f *newFile) place(dirfd int, name string) error {
 			return unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.fd), dirfd, name, unix.AT_SYMLINK_FOLLOW)
 		}))
 	}
-	err := rename(f.dir, f.name, dirfd, name, unix.RENAME_NOREPLACE)
+	err := renameNew(f.dir, f.name, dirfd, name)
 	if err == nil {
 		f.name = ""
 	}
@@ -567,7 +676,7 @@ func (f *newFile) replace(w *work, dirfd int, name string) error {
 }
 
 func (f *newFile) Write(p []byte) (int, error) {
-	if err := writeAll(f.fd, "new file", p); err != nil {
+	if err := writeAll(f.fd, f.what, p); err != nil {
 		return 0, err
 	}
 	return len(p), nil

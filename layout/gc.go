@@ -1,14 +1,18 @@
 package layout
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"iter"
 	"path"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -28,7 +32,7 @@ func (a *App) Collect(ctx context.Context, grace time.Duration, dryRun bool) ([]
 		return nil, err
 	}
 	defer l.release()
-	snap, _, _, err := l.read()
+	snap, _, seen, err := l.read()
 	if err != nil {
 		return nil, err
 	}
@@ -36,12 +40,22 @@ func (a *App) Collect(ctx context.Context, grace time.Duration, dryRun bool) ([]
 	if err != nil {
 		return nil, fmt.Errorf("%s: nothing is removed, for not all that is in use is known: %w", a.Name, err)
 	}
-	removed, err := l.removeUnused(ctx, used, time.Now().Add(-grace), dryRun)
+	removed, err := l.removeUnused(ctx, used, time.Now().Add(-grace), func(name string) error {
+		switch {
+		case dryRun:
+			return nil
+		case !l.unchanged(snap, seen):
+			// What was unused may be what the other tool has just come to use.
+			return fmt.Errorf("%s: another tool is changing this app: %w", a.Name, ErrBusy)
+		}
+		return unlink(l.dirfd, name)
+	})
 	slices.SortFunc(removed, func(a, b Removed) int { return strings.Compare(string(a.Digest), string(b.Digest)) })
 	return removed, err
 }
 
-// used is every digest that index.json reaches, of whatever kind.
+// used is every digest that index.json reaches, and every digest that any
+// manifest so reached has a word of, of whatever kind it is.
 func (s *Snapshot) used() (map[digest.Digest]bool, error) {
 	entries, err := s.Entries()
 	if err != nil {
@@ -50,8 +64,8 @@ func (s *Snapshot) used() (map[digest.Digest]bool, error) {
 	used := map[digest.Digest]bool{}
 	for _, e := range entries {
 		used[e.Digest] = true
-		if !IsManifest(e.MediaType) && !IsIndex(e.MediaType) {
-			continue // whatever it is, it refers to nothing
+		if !IsManifest(e.MediaType) && e.Size > MaxManifest {
+			continue // no manifest of any kind is so large
 		}
 		m, err := s.Manifest(e)
 		if errors.Is(err, ErrMissing) {
@@ -60,22 +74,38 @@ func (s *Snapshot) used() (map[digest.Digest]bool, error) {
 		if err != nil {
 			return nil, err
 		}
-		if m.Doc == nil {
-			continue
-		}
-		used[m.Doc.Config.Digest] = true
-		for _, layer := range m.Doc.Layers {
-			used[layer.Digest] = true
+		for d := range digestsIn(m.Bytes) {
+			used[d] = true
 		}
 	}
 	return used, nil
 }
 
-func (l *locked) removeUnused(ctx context.Context, used map[digest.Digest]bool, before time.Time, dryRun bool) ([]Removed, error) {
-	if w, err := newWork(l.dirfd); err == nil { // removes what the dead left
-		w.close()
+// digestsIn gives the digests among the strings of a JSON document, and none
+// of what is not JSON.
+func digestsIn(doc []byte) iter.Seq[digest.Digest] {
+	return func(yield func(digest.Digest) bool) {
+		for dec := jsontext.NewDecoder(bytes.NewReader(doc)); ; {
+			token, err := dec.ReadToken()
+			if err != nil {
+				return
+			}
+			if token.Kind() != jsontext.KindString {
+				continue
+			}
+			if d, err := ParseDigest(token.String()); err == nil && !yield(d) {
+				return
+			}
+		}
 	}
+}
+
+func (l *locked) removeUnused(ctx context.Context, used map[digest.Digest]bool, before time.Time, remove func(name string) error) ([]Removed, error) {
+	clean(l.dirfd)
 	algorithms, err := readDir(l.dirfd, "blobs")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -101,10 +131,8 @@ func (l *locked) removeUnused(ctx context.Context, used map[digest.Digest]bool, 
 			if err := ctx.Err(); err != nil {
 				return removed, err
 			}
-			if !dryRun {
-				if err := unlink(l.dirfd, BlobPath(d)); err != nil {
-					return removed, err
-				}
+			if err := remove(BlobPath(d)); err != nil {
+				return removed, err
 			}
 			removed = append(removed, Removed{d, attr.Size})
 		}

@@ -91,7 +91,7 @@ func (a *App) readIndex(dirfd int, d v1.Descriptor) (*readIndex, error) {
 			return old, nil
 		}
 	}
-	data, seen, _, err := readBlob(dirfd, d, MaxIndex)
+	data, seen, _, err := readBlob(dirfd, d, MaxIndex, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -219,7 +219,7 @@ func (s *Snapshot) Entries() ([]Entry, error) {
 }
 
 // Images lists what an index holds that is not an index itself, through
-// every depth, each digest once. An index that cannot be relied on is in the
+// every depth, each digest once for each platform that it is given for. An index that cannot be relied on is in the
 // list, with its Err; one that is not in the layout is not. What is not an
 // index is its own only image.
 func (s *Snapshot) Images(e Entry) ([]Entry, error) {
@@ -233,10 +233,32 @@ func (s *Snapshot) Images(e Entry) ([]Entry, error) {
 	if r.nodes[e.Digest].Err == nil && r.indexes[e.Digest] == nil {
 		return nil, missing(e.Descriptor)
 	}
+	type image struct {
+		digest              digest.Digest
+		platform, reference string
+	}
 	var list []Entry
+	seen := map[image]bool{}
+	add := func(d v1.Descriptor) {
+		n := r.nodes[d.Digest]
+		if n.Err == nil && IsIndex(d.MediaType) {
+			return
+		}
+		key := image{digest: d.Digest, reference: d.Annotations[referenceType]}
+		if d.Platform != nil {
+			key.platform = PlatformName(*d.Platform)
+		}
+		if !seen[key] {
+			seen[key] = true
+			list = append(list, Entry{d, n.Err})
+		}
+	}
+	add(e.Descriptor)
 	for _, d := range r.order {
-		if n := r.nodes[d]; n.Err != nil || !IsIndex(n.MediaType) {
-			list = append(list, n.Entry)
+		if ri := r.indexes[d]; ri != nil {
+			for _, child := range ri.index.Manifests {
+				add(child)
+			}
 		}
 	}
 	return list, nil

@@ -26,7 +26,10 @@ const (
 	KindAttestation Kind = "attestation" // what BuildKit says of an image, beside it in its index
 )
 
-const inToto = "application/vnd.in-toto+json"
+const (
+	inToto        = "application/vnd.in-toto+json"
+	referenceType = "vnd.docker.reference.type"
+)
 
 // A Manifest is a manifest or index as it was read: the bytes, which have the
 // descriptor's size and digest, and what the strict parse found in them.
@@ -36,38 +39,52 @@ type Manifest struct {
 	Bytes []byte
 	Attr  Attr
 	Doc   *v1.Manifest // nil for an index, and for a media type that is neither
-
-	seen sighting
 }
 
 // A Config is an image's config as it was read, checked like a Manifest.
 type Config struct {
 	Bytes []byte
 	Doc   *v1.Image
-
-	seen sighting
 }
 
 // readBlob reads a whole blob and checks it against its descriptor. Errors
-// are ErrCorrupt (ErrMissing, ErrLimit), or the system's.
-func readBlob(dirfd int, d v1.Descriptor, limit int64) ([]byte, sighting, Attr, error) {
+// are ErrCorrupt (ErrMissing, ErrLimit), or the system's. Unless it is the
+// system's, what was found is added to seen, which may be nil.
+func readBlob(dirfd int, d v1.Descriptor, limit int64, seen *Seen) ([]byte, sighting, Attr, error) {
+	name := BlobPath(d.Digest)
 	if d.Size > limit {
+		seen.add(d.Digest, "", sightingOf(dirfd, name))
 		return nil, sighting{}, Attr{}, limitf("%s: %d bytes, over the limit of %d", d.Digest, d.Size, limit)
 	}
-	data, seen, attr, err := readFile(dirfd, BlobPath(d.Digest), d.Size, limit)
+	data, at, attr, err := readFile(dirfd, name, d.Size, limit)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, seen, attr, missing(d)
+		err = missing(d)
+	}
+	if errors.Is(err, ErrCorrupt) {
+		seen.add(d.Digest, "", sightingOf(dirfd, name))
 	}
 	if err != nil {
-		return nil, seen, attr, err
+		return nil, at, attr, err
 	}
-	if d.Digest.Algorithm().FromBytes(data) != d.Digest {
-		return nil, seen, attr, corruptf("%s: the blob's bytes do not have this digest", BlobPath(d.Digest))
+	sum := d.Digest.Algorithm().FromBytes(data)
+	seen.add(d.Digest, sum, at)
+	if sum != d.Digest {
+		return nil, at, attr, corruptf("%s: the blob's bytes do not have this digest", name)
 	}
 	if d.Data != nil && !bytes.Equal(d.Data, data) {
-		return nil, seen, attr, notInlined(d)
+		return nil, at, attr, notInlined(d)
 	}
-	return data, seen, attr, nil
+	return data, at, attr, nil
+}
+
+// sightingOf is that of a file which is refused for what its status says; all
+// zero if it is not there.
+func sightingOf(dirfd int, name string) sighting {
+	attr, err := statBeneath(dirfd, name)
+	if err != nil {
+		return sighting{}
+	}
+	return sighting{attr.Stamp, time.Now().UnixNano()}
 }
 
 func notInlined(d v1.Descriptor) error {
@@ -75,7 +92,12 @@ func notInlined(d v1.Descriptor) error {
 }
 
 // Manifest reads the manifest or index of an entry.
-func (s *Snapshot) Manifest(e Entry) (*Manifest, error) {
+func (s *Snapshot) Manifest(e Entry) (*Manifest, error) { return s.manifest(e, nil) }
+
+// Examine is Manifest; it adds what it found, good or bad, to seen.
+func (s *Snapshot) Examine(e Entry, seen *Seen) (*Manifest, error) { return s.manifest(e, seen) }
+
+func (s *Snapshot) manifest(e Entry, seen *Seen) (*Manifest, error) {
 	if e.Err != nil {
 		return nil, e.Err
 	}
@@ -89,7 +111,7 @@ func (s *Snapshot) Manifest(e Entry) (*Manifest, error) {
 		limit = MaxIndex
 	}
 	m := &Manifest{Descriptor: e.Descriptor}
-	if m.Bytes, m.seen, m.Attr, err = readBlob(dirfd, e.Descriptor, limit); err != nil {
+	if m.Bytes, _, m.Attr, err = readBlob(dirfd, e.Descriptor, limit, seen); err != nil {
 		return nil, err
 	}
 	switch {
@@ -126,7 +148,7 @@ func isAttestation(d v1.Descriptor, m *v1.Manifest) bool {
 	if d.Platform == nil || d.Platform.OS != "unknown" || d.Platform.Architecture != "unknown" {
 		return false
 	}
-	if _, ok := d.Annotations["vnd.docker.reference.type"]; !ok || len(m.Layers) == 0 {
+	if _, ok := d.Annotations[referenceType]; !ok || len(m.Layers) == 0 {
 		return false
 	}
 	for _, l := range m.Layers {
@@ -137,34 +159,22 @@ func isAttestation(d v1.Descriptor, m *v1.Manifest) bool {
 	return true
 }
 
-// Config reads the config of an image, and checks that it has as many layers
-// as the manifest.
-func (s *Snapshot) Config(m *Manifest) (*Config, error) {
+// Config reads the config of an image, and adds what it found, good or bad, to
+// seen, which may be nil.
+func (s *Snapshot) Config(m *Manifest, seen *Seen) (*Config, error) {
 	dirfd, err := s.app.open()
 	if err != nil {
 		return nil, err
 	}
 	defer closeFD(dirfd)
 	c := &Config{}
-	if c.Bytes, c.seen, _, err = readBlob(dirfd, m.Doc.Config, MaxConfig); err != nil {
+	if c.Bytes, _, _, err = readBlob(dirfd, m.Doc.Config, MaxConfig, seen); err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
 	if c.Doc, err = ParseConfig(c.Bytes); err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
 	return c, nil
-}
-
-// ConfigBytes reads the config blob of any manifest as it is; it need not be
-// an image's.
-func (s *Snapshot) ConfigBytes(m *Manifest) ([]byte, error) {
-	dirfd, err := s.app.open()
-	if err != nil {
-		return nil, err
-	}
-	defer closeFD(dirfd)
-	data, _, _, err := readBlob(dirfd, m.Doc.Config, MaxConfig)
-	return data, err
 }
 
 // CheckRootFS checks that a config's rootfs fits the manifest's layers.
@@ -197,11 +207,7 @@ func (s *Snapshot) CheckLayer(ctx context.Context, d v1.Descriptor, diffID diges
 		err = missing(d)
 	}
 	if errors.Is(err, ErrCorrupt) {
-		if attr, err := statBeneath(dirfd, name); err == nil {
-			seen.add(d.Digest, "", sighting{attr.Stamp, at})
-		} else {
-			seen.add(d.Digest, "", sighting{})
-		}
+		seen.add(d.Digest, "", sightingOf(dirfd, name))
 	}
 	if err != nil {
 		return err
@@ -212,7 +218,7 @@ func (s *Snapshot) CheckLayer(ctx context.Context, d v1.Descriptor, diffID diges
 		return corruptf("%s: %d bytes, and not the %d of its descriptor", name, attr.Size, d.Size)
 	}
 	blob := d.Digest.Algorithm().Hash()
-	source := &readFrom{ctx: ctx, r: io.TeeReader(&fdReader{fd: fd, name: name}, blob)}
+	source := &readFrom{ctx: ctx, r: io.TeeReader(io.LimitReader(&fdReader{fd: fd, name: name}, d.Size), blob)}
 	diff := diffID.Algorithm().Hash()
 	unpackErr := unpack(diff, source, d.MediaType)
 	if _, err := io.Copy(io.Discard, source); err != nil { // what the decompressor left
@@ -290,7 +296,7 @@ func unpack(w io.Writer, r io.Reader, mediaType string) error {
 
 func isTar(mediaType string) bool { return strings.HasSuffix(mediaType, ".tar") }
 
-// Seen is what was read of some blobs, so that it can be told later, by a few
+// Seen is what was found of some blobs, so that it can be told later, by a few
 // calls of stat, whether reading them again would give the same.
 type Seen struct{ files []seenFile }
 
@@ -301,15 +307,9 @@ type seenFile struct {
 }
 
 func (s *Seen) add(name, sum digest.Digest, at sighting) {
-	s.files = append(s.files, seenFile{at, name, sum})
-}
-
-// Add adds a manifest that was read.
-func (s *Seen) Add(m *Manifest) { s.add(m.Digest, m.Digest, m.seen) }
-
-// AddConfig adds an image's config that was read.
-func (s *Seen) AddConfig(m *Manifest, c *Config) {
-	s.add(m.Doc.Config.Digest, m.Doc.Config.Digest, c.seen)
+	if s != nil {
+		s.files = append(s.files, seenFile{at, name, sum})
+	}
 }
 
 // Mtime is the newest modification time of the blobs, in nanoseconds since 1970.
@@ -321,46 +321,69 @@ func (s *Seen) Mtime() int64 {
 	return t
 }
 
-// Same says whether the blobs are still those that were read. One whose times
-// prove nothing yet is hashed again. What was found is kept in the result.
-func (s *Snapshot) Same(seen Seen) (Seen, bool) {
+// Racy is how many bytes Same would have to hash.
+func (s *Seen) Racy() int64 {
+	var n int64
+	for _, f := range s.files {
+		if f.sum != "" && f.racy() {
+			n += f.Size
+		}
+	}
+	return n
+}
+
+// Same says whether the blobs are still those that were seen. One whose times
+// prove nothing yet is hashed again. What was found is kept in the result. The
+// error is the system's, or ctx's.
+func (s *Snapshot) Same(ctx context.Context, seen Seen) (Seen, bool, error) {
 	dirfd, err := s.app.open()
 	if err != nil {
-		return seen, false
+		return seen, false, err
 	}
 	defer closeFD(dirfd)
 	for i, f := range seen.files {
 		name := BlobPath(f.name)
 		attr, err := statBeneath(dirfd, name)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrCorrupt) || attr.Stamp != f.Stamp {
-			return seen, false
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrCorrupt) {
+			return seen, false, err
+		}
+		if attr.Stamp != f.Stamp {
+			return seen, false, nil
 		}
 		if f.sum == "" || !f.racy() {
 			continue
 		}
 		at := time.Now().UnixNano()
-		if hashFile(dirfd, name, f.name.Algorithm()) != f.sum {
-			return seen, false
+		if same, err := isBlob(ctx, dirfd, name, f.sum, f.Size); err != nil || !same {
+			return seen, false, err
 		}
 		again := append([]seenFile(nil), seen.files...)
 		again[i].at = at
 		seen.files = again
 	}
-	return seen, true
+	return seen, true, nil
 }
 
-// hashFile gives the digest of a regular file, or "".
-func hashFile(dirfd int, name string, algorithm digest.Algorithm) digest.Digest {
-	fd, _, err := openRegular(dirfd, name)
+// isBlob says whether name is a regular file of that size whose bytes have that
+// digest. The size is compared before a byte is read.
+func isBlob(ctx context.Context, dirfd int, name string, d digest.Digest, size int64) (bool, error) {
+	fd, attr, err := openRegular(dirfd, name)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) {
+		return false, nil
+	}
 	if err != nil {
-		return ""
+		return false, err
 	}
 	defer closeFD(fd)
-	h := algorithm.Hash()
-	if _, err := io.Copy(h, &fdReader{fd: fd, name: name}); err != nil {
-		return ""
+	if attr.Size != size {
+		return false, nil
 	}
-	return digest.NewDigest(algorithm, h)
+	h := d.Algorithm().Hash()
+	source := &readFrom{ctx: ctx, r: io.LimitReader(&fdReader{fd: fd, name: name}, size)}
+	if _, err := io.Copy(h, source); err != nil {
+		return false, err
+	}
+	return digest.NewDigest(d.Algorithm(), h) == d, nil
 }
 
 // A Blob is an open file of a layout: a blob, index.json or oci-layout.
@@ -378,7 +401,7 @@ func (b *Blob) Close() { closeFD(b.fd) }
 
 // ReadAt reads like io.ReaderAt.
 func (b *Blob) ReadAt(p []byte, off int64) (int, error) {
-	return io.ReadFull(&fdReader{fd: b.fd, name: b.name, off: off}, p)
+	return readAt(b.fd, b.name, p, off)
 }
 
 // OpenFile opens a file of the layout by its path in it, as it stands.

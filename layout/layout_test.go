@@ -165,9 +165,11 @@ func TestAppsOfARegistry(t *testing.T) {
 	}
 	if want := (map[string]string{
 		"nginx": "", "library/nginx": "", "nginx/plugin": "",
-		"nginx/tags": `the name "tags" is taken in a mount; rename the app`,
-		"import":     `the name "import" is taken in a mount; rename the app`,
-		"link":       "a symbolic link, which is not followed",
+		"nginx/tags":      `the name "tags" is taken in a mount; rename the app`,
+		"import":          `the name "import" is taken in a mount; rename the app`,
+		"link":            "a symbolic link, which is not followed",
+		"link-to-no-app":  "a symbolic link, which is not followed",
+		"fake/oci-layout": "a symbolic link, which is not followed",
 	}); !reflect.DeepEqual(apps, want) {
 		t.Errorf("apps %q\nwant %q", apps, want)
 	}
@@ -305,8 +307,18 @@ func TestTornIndex(t *testing.T) {
 		same(t, dir, before)
 	}
 	must(t, os.Remove(file))
-	if got := tags(); got != "x" {
+	if got := tags(); got != "index.json: not there" {
 		t.Errorf("removed: %s", got)
+	}
+	// One that was renamed into its place is whole, so it means what it says.
+	write(t, file, whole)
+	if got := tags(); got != "x" {
+		t.Errorf("there again: %s", got)
+	}
+	write(t, file+".new", whole[:len(whole)-1])
+	must(t, os.Rename(file+".new", file))
+	if got := tags(); got == "x" {
+		t.Errorf("replaced by one that is damaged: %s", got)
 	}
 	write(t, file, strings.Replace(whole, `"x"`, `"y"`, 1))
 	if got := tags(); got != "y" {

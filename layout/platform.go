@@ -70,7 +70,7 @@ func (s *Snapshot) PlatformName(e Entry, m *Manifest) string {
 		return PlatformName(*e.Platform)
 	}
 	if m != nil && m.Kind == KindImage {
-		if c, err := s.Config(m); err == nil {
+		if c, err := s.Config(m, nil); err == nil {
 			return PlatformName(c.Doc.Platform)
 		}
 	}

@@ -2,7 +2,6 @@ package layout
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,7 +9,7 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"github.com/opencontainers/go-digest"
 )
 
 // OnExist says what becomes of an import when the app is there already.
@@ -101,7 +100,7 @@ func (s *Staged) publishNew(name string) (err error) {
 		}
 		defer closeFD(parent)
 	}
-	if err = rename(s.work.fd, stagedName, parent, path.Base(name), unix.RENAME_NOREPLACE); err != nil {
+	if err = renameNew(s.work.fd, stagedName, parent, path.Base(name)); err != nil {
 		return err
 	}
 	return fsync(parent, name)
@@ -109,18 +108,9 @@ func (s *Staged) publishNew(name string) (err error) {
 
 // merge adds what was staged to an app that is there.
 func (s *Staged) merge(ctx context.Context, app *App, staged *Snapshot) error {
-	l, err := app.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer l.release()
-	for {
-		snap, raw, seen, err := l.read()
+	return app.change(ctx, func(l *locked, snap *Snapshot, raw []byte, seen sighting) error {
+		add, err := s.toAdd(snap, staged)
 		if err != nil {
-			return err
-		}
-		add, err := snap.toAdd(staged)
-		if err != nil || len(add) == 0 {
 			return err
 		}
 		index, err := appendDescriptors(raw, add)
@@ -130,47 +120,69 @@ func (s *Staged) merge(ctx context.Context, app *App, staged *Snapshot) error {
 		if len(index) > MaxIndex {
 			return limitf("%s: would grow to %d bytes, over the limit of %d", indexName, len(index), MaxIndex)
 		}
-		if err := s.moveBlobs(l); err != nil {
+		// Also if nothing is to be added: what is there may be damaged.
+		if err := s.moveBlobs(ctx, l); err != nil {
 			return err
+		}
+		if len(add) == 0 {
+			return l.settle(snap, nil)
 		}
 		w, err := newWork(l.dirfd)
 		if err != nil {
 			return err
 		}
-		err = l.putIndex(ctx, w, snap, seen, index)
-		w.close()
-		if !errors.Is(err, errMoved) {
-			return err
-		}
-	}
+		defer w.close()
+		return l.putIndex(ctx, w, snap, seen, index)
+	})
 }
 
-// toAdd gives the descriptors of a staged index.json that this one lacks.
-func (s *Snapshot) toAdd(staged *Snapshot) ([][]byte, error) {
+// toAdd gives the descriptors of the staged index.json that the app's lacks, as
+// they stand there. Refused are a tag that would move, and a descriptor, at any
+// depth, that says something else of a digest than the app's.
+func (s *Staged) toAdd(snap, staged *Snapshot) ([][]byte, error) {
+	theirs, err := staged.all()
+	if err != nil {
+		return nil, err
+	}
+	ours, err := snap.all()
+	if err != nil {
+		return nil, err
+	}
+	for d, n := range theirs.nodes {
+		if have := ours.nodes[d]; have != nil {
+			if err := disagreement(have.Descriptor, n.Descriptor); err != nil {
+				return nil, fmt.Errorf("%s: the archive does not fit: %w", snap.app.Name, err)
+			}
+		}
+	}
+	raw, err := s.App.readIndexFile()
+	if err != nil {
+		return nil, err
+	}
+	texts, err := descriptorTexts(raw)
+	if err != nil {
+		return nil, err
+	}
 	var add [][]byte
-	for _, d := range staged.index.Manifests {
+	for i, d := range staged.index.Manifests {
 		tag := d.Annotations[refName]
-		if row, ok := s.tags[tag]; tag != "" && ok {
-			if row == twice || s.index.Manifests[row].Digest != d.Digest {
-				return nil, fmt.Errorf("%s: the tag %q is there already, and names another image: %w", s.app.Name, tag, ErrExist)
+		if row, ok := snap.tags[tag]; tag != "" && ok {
+			if row == twice || snap.index.Manifests[row].Digest != d.Digest {
+				return nil, fmt.Errorf("%s: the tag %q is there already, and names another image: %w", snap.app.Name, tag, ErrExist)
 			}
 			continue
 		}
-		if tag == "" && len(s.rows[d.Digest]) > 0 {
+		if tag == "" && len(snap.rows[d.Digest]) > 0 {
 			continue
 		}
-		text, err := json.Marshal(d)
-		if err != nil {
-			return nil, err
-		}
-		add = append(add, text)
+		add = append(add, texts[i])
 	}
 	return add, nil
 }
 
 // moveBlobs gives the staged blobs to the app l. What it has already stays,
 // if its bytes are right.
-func (s *Staged) moveBlobs(l *locked) error {
+func (s *Staged) moveBlobs(ctx context.Context, l *locked) error {
 	from, err := s.App.open()
 	if err != nil {
 		return err
@@ -196,13 +208,8 @@ func (s *Staged) moveBlobs(l *locked) error {
 			if err != nil {
 				return err
 			}
-			err = rename(from, name, l.dirfd, name, unix.RENAME_NOREPLACE)
-			if errors.Is(err, fs.ErrExist) {
-				if hashFile(l.dirfd, name, d.Algorithm()) == d {
-					err = syncFile(l.dirfd, name) // whoever wrote it may not have
-				} else {
-					err = rename(from, name, l.dirfd, name, 0)
-				}
+			if err = renameNew(from, name, l.dirfd, name); errors.Is(err, fs.ErrExist) {
+				err = s.moveOver(ctx, from, l.dirfd, name, d)
 			}
 			if err != nil {
 				return err
@@ -213,4 +220,21 @@ func (s *Staged) moveBlobs(l *locked) error {
 		}
 	}
 	return syncDir(l.dirfd, "blobs")
+}
+
+// moveOver deals with a blob that is there already: it stays if its bytes are
+// right.
+func (s *Staged) moveOver(ctx context.Context, from, to int, name string, d digest.Digest) error {
+	attr, err := statBeneath(from, name)
+	if err != nil {
+		return err
+	}
+	same, err := isBlob(ctx, to, name, d, attr.Size)
+	if err != nil {
+		return err
+	}
+	if same {
+		return syncFile(to, name) // whoever wrote it may not have
+	}
+	return rename(from, name, to, name, 0)
 }

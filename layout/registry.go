@@ -49,9 +49,9 @@ func Open(dir string) (*Registry, error) {
 	if err != nil {
 		return nil, err
 	}
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	fd, err := openTop(dir)
 	if err != nil {
-		return nil, fmt.Errorf("registry: %w", pathError("open", dir, err))
+		return nil, fmt.Errorf("registry: %w", err)
 	}
 	return &Registry{path: dir, fd: fd, apps: map[string]*App{}}, nil
 }
@@ -64,18 +64,12 @@ func (r *Registry) Path() string { return r.path }
 
 // Writable says whether this process may create files in the registry.
 func (r *Registry) Writable() bool {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(r.fd, &st); err == nil && st.Flags&unix.ST_RDONLY != 0 {
-		return false
-	}
-	return unix.Faccessat(r.fd, ".", unix.W_OK, unix.AT_EACCESS) == nil
+	st, err := r.Statfs()
+	return err == nil && st.Flags&unix.ST_RDONLY == 0 && mayCreate(r.fd)
 }
 
 // Statfs tells the state of the file system that the registry is on.
-func (r *Registry) Statfs() (st syscall.Statfs_t, err error) {
-	err = retry(func() error { return syscall.Fstatfs(r.fd, &st) })
-	return st, pathError("statfs", r.path, err)
-}
+func (r *Registry) Statfs() (syscall.Statfs_t, error) { return statfs(r.fd, r.path) }
 
 // A Dir is a directory of a registry: an app, or a namespace, which only holds
 // others.
@@ -174,74 +168,64 @@ func (r *Registry) CheckName(name string) error {
 	return nil
 }
 
-// A Found is what a walk over a registry found that is, or looks like, an app.
+// A Found is what a walk over a registry found that is an app, or may be one.
 type Found struct {
 	Name string
+	App  bool
 	// Shown is false for what a mount does not show; Why says the reason.
 	Shown bool
 	Why   string
 }
 
+// maxDepth is how many directories deep a walk looks for apps.
+const maxDepth = 32
+
 // Apps walks the whole registry and gives every app in it, sorted by name,
-// also those that a mount hides, and symbolic links to apps.
+// also those that a mount hides; and symbolic links, which are not followed,
+// and directories that cannot be read, for either may be, or hold, an app.
 func (r *Registry) Apps() ([]Found, error) {
+	if _, err := readDir(r.fd, "."); err != nil {
+		return nil, err
+	}
 	var found []Found
-	var walk func(dir string, hidden string) error
-	walk = func(dir, hidden string) error {
-		d, err := r.Dir(dir)
-		if err != nil {
-			return err
+	var walk func(dir, hidden string, depth int)
+	walk = func(dir, hidden string, depth int) {
+		at, err := r.Dir(dir)
+		var list []dirent
+		if err == nil {
+			list, err = readDir(r.fd, dir)
 		}
-		list, err := readDir(r.fd, dir)
+		if err == nil && depth > maxDepth {
+			err = fmt.Errorf("over %d directories deep", maxDepth)
+		}
+		if errors.Is(err, ErrNotFound) || errors.Is(err, fs.ErrNotExist) { // gone meanwhile
+			return
+		}
 		if err != nil {
-			return err
+			found = append(found, Found{Name: dir, Why: err.Error()})
+			return
+		}
+		if at.App {
+			found = append(found, Found{Name: dir, App: true, Shown: hidden == "", Why: hidden})
 		}
 		slices.SortFunc(list, func(a, b dirent) int { return strings.Compare(a.name, b.name) })
 		for _, e := range list {
 			name := path.Join(dir, e.name)
-			if !appName(e.name) {
-				continue
-			}
-			if e.mode&fs.ModeSymlink != 0 {
-				if r.linksToApp(name) {
-					found = append(found, Found{Name: name, Why: "a symbolic link, which is not followed"})
+			switch {
+			case !appName(e.name) || at.App && e.name == "blobs":
+			case e.mode&fs.ModeSymlink != 0:
+				found = append(found, Found{Name: name, Why: "a symbolic link, which is not followed"})
+			case e.mode.IsDir():
+				why := hidden
+				if why == "" && Hidden(e.name, at.App, dir == ".") {
+					why = fmt.Sprintf("the name %q is taken in a mount; rename the app", e.name)
 				}
-				continue
-			}
-			if !e.mode.IsDir() || d.App && e.name == "blobs" {
-				continue
-			}
-			why := hidden
-			if why == "" && Hidden(e.name, d.App, dir == ".") {
-				why = fmt.Sprintf("the name %q is taken in a mount; rename the app", e.name)
-			}
-			sub, err := r.Dir(name)
-			if errors.Is(err, ErrNotFound) { // gone meanwhile
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			if sub.App {
-				found = append(found, Found{Name: name, Shown: why == "", Why: why})
-			}
-			if err := walk(name, why); err != nil {
-				return err
+				walk(name, why, depth+1)
 			}
 		}
-		return nil
 	}
-	if err := walk(".", ""); err != nil {
-		return nil, err
-	}
+	walk(".", "", 0)
 	return found, nil
-}
-
-// linksToApp says whether the symbolic link name leads to a layout. It only
-// looks, for a message; nothing is read through it.
-func (r *Registry) linksToApp(name string) bool {
-	var st unix.Stat_t
-	return unix.Fstatat(r.fd, name+"/oci-layout", &st, 0) == nil
 }
 
 // App gives the app of that name; ErrNotFound if there is none.

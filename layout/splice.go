@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -168,6 +169,33 @@ func (s scanner) moveDescriptor(edits []edit, moves map[digest.Digest]move) ([]e
 		edits = append(edits, edit{data, plain(base64.StdEncoding.EncodeToString(to.Bytes))})
 	}
 	return edits, nil
+}
+
+// descriptorTexts returns the elements of `manifests` as they stand in doc, an index, without the white space between their parts.
+func descriptorTexts(doc []byte) ([][]byte, error) {
+	top, err := scanObject(doc, span{0, len(doc)})
+	if err != nil {
+		return nil, err
+	}
+	manifests, found := top.member("manifests")
+	if !found || manifests.value.isNull(doc) {
+		return nil, nil
+	}
+	var texts [][]byte
+	s := scan(doc, manifests.value)
+	err = s.elements(func() error {
+		at, err := s.value()
+		if err != nil {
+			return err
+		}
+		var text bytes.Buffer
+		if err := json.Compact(&text, at.of(doc)); err != nil {
+			return err
+		}
+		texts = append(texts, text.Bytes())
+		return nil
+	})
+	return texts, err
 }
 
 // appendDescriptors returns doc, an index, with the descriptors (each one JSON object) appended to `manifests`, laid out like the one before

@@ -172,6 +172,15 @@ func ParseManifest(doc []byte, mediaType string) (*v1.Manifest, error) {
 	case !layers:
 		return nil, corruptf("layers is missing")
 	}
+	first := map[digest.Digest]v1.Descriptor{}
+	for _, d := range append([]v1.Descriptor{manifest.Config}, manifest.Layers...) {
+		if was, ok := first[d.Digest]; ok {
+			if err := disagreement(was, d); err != nil {
+				return nil, err
+			}
+		}
+		first[d.Digest] = d
+	}
 	return manifest, nil
 }
 

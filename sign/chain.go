@@ -133,7 +133,10 @@ func (t *Trust) certifier(vendor *PublicKey, certificate []byte) (*PublicKey, er
 		return c.ca, c.err
 	}
 	by := fmt.Sprintf("any of the %d root CAs", len(t.cas))
-	if len(t.cas) == 1 {
+	switch len(t.cas) {
+	case 0:
+		by = "any root CA, for none is given"
+	case 1:
 		by = "root CA " + t.cas[0].Fingerprint()
 	}
 	c = certified{err: &kindError{ErrUntrusted, fmt.Sprintf("vendor %s is not certified by %s", vendor.Fingerprint(), by)}}

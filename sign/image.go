@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -104,9 +103,10 @@ func (o *Outcome) Text() string {
 // image that is corrupt, or that does not bind its content, is refused
 // (layout.ErrCorrupt), and with it the whole.
 func (s *Signer) Sign(ctx context.Context, app *layout.App, pick func(*layout.Snapshot) ([]layout.Entry, error)) (*Outcome, error) {
-	var picked []digest.Digest
+	var picked []digest.Digest // in order
 	change, err := app.Annotate(ctx, func(snap *layout.Snapshot) ([]layout.Edit, error) {
 		picked = picked[:0]
+		have := map[digest.Digest]bool{}
 		entries, err := pick(snap)
 		if err != nil {
 			return nil, err
@@ -118,7 +118,8 @@ func (s *Signer) Sign(ctx context.Context, app *layout.App, pick func(*layout.Sn
 				return nil, err
 			}
 			for _, edit := range more {
-				if !slices.Contains(picked, edit.Manifest.Digest) {
+				if d := edit.Manifest.Digest; !have[d] {
+					have[d] = true
 					edits = append(edits, edit)
 					picked = append(picked, edit.Manifest.Digest)
 				}
@@ -174,7 +175,12 @@ func (s *Signer) edits(snap *layout.Snapshot, e layout.Entry) ([]layout.Edit, er
 // What is neither is left out.
 func Signable(snap *layout.Snapshot) ([]layout.Entry, error) {
 	var list []layout.Entry
+	seen := map[digest.Digest]bool{}
 	for _, e := range snap.Top() {
+		if seen[e.Digest] {
+			continue
+		}
+		seen[e.Digest] = true
 		m, err := snap.Manifest(e)
 		if err != nil {
 			return nil, err

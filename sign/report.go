@@ -11,7 +11,7 @@ import (
 // the layers were checked.
 func (v *Verdict) Text() string {
 	text := strings.Join(v.Checks, "\n") + "\n"
-	if v.Layers == LayersUnchecked {
+	if v.Layers == LayersUnchecked && (v.Kind == layout.KindImage || v.Kind == layout.KindIndex || v.Kind == "") {
 		text += "layers: not checked (read verify-full)\n"
 	}
 	return text

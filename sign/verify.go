@@ -2,10 +2,12 @@ package sign
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -32,9 +34,8 @@ type Verdict struct {
 	Platform   v1.Platform
 	Mtime      int64 // the newest modification time of what was read, nanoseconds since 1970
 
-	descriptor v1.Descriptor
-	seen       layout.Seen
-	lasting    bool // seen tells when it does not hold any more
+	of   subject
+	seen layout.Seen // tells when the verdict does not hold any more
 }
 
 // counts says whether an image's word counts in that of its index.
@@ -88,40 +89,63 @@ func (v *Verifier) Verify(ctx context.Context, app *layout.App, snap *layout.Sna
 	return v.image(ctx, app, snap, e, full)
 }
 
-// Known gives the full verdict if it is known already and still holds.
+// maxRehash is how many bytes Known hashes at most to know.
+const maxRehash = 4 << 20
+
+// Known gives the full verdict if it is known already and still holds. It reads
+// no layer but small ones whose times prove nothing yet.
 func (v *Verifier) Known(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry) *Verdict {
-	if layout.IsIndex(e.MediaType) {
-		images, err := snap.Images(e)
-		if err != nil {
+	if !layout.IsIndex(e.MediaType) {
+		return v.known(ctx, app, snap, e)
+	}
+	images, err := snap.Images(e)
+	if err != nil {
+		return nil
+	}
+	for _, image := range images {
+		// Among them may be an index that is corrupt, e itself even.
+		if v.known(ctx, app, snap, image) == nil {
 			return nil
 		}
-		for _, image := range images {
-			// Among them may be an index that is corrupt, e itself even.
-			if v.kept(verdictKey{app, string(image.Digest), true}, snap, image) == nil {
-				return nil
-			}
-		}
-		verdict, _ := v.index(ctx, app, snap, e, true)
-		return verdict
 	}
-	return v.kept(verdictKey{app, string(e.Digest), true}, snap, e)
+	verdict, _ := v.index(ctx, app, snap, e, true)
+	return verdict
 }
 
-func (v *Verifier) kept(key verdictKey, snap *layout.Snapshot, e layout.Entry) *Verdict {
-	v.mu.Lock()
-	kept := v.verdicts[key]
-	v.mu.Unlock()
-	if kept == nil || e.Err != nil || !sameDescriptor(kept.descriptor, e.Descriptor) {
+func (v *Verifier) known(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry) *Verdict {
+	key := verdictKey{app, string(e.Digest), true}
+	kept := v.kept(key, e)
+	if kept == nil || kept.seen.Racy() > maxRehash {
 		return nil
 	}
-	seen, ok := snap.Same(kept.seen)
-	if !ok {
-		return nil
+	verdict, _ := v.renew(ctx, key, snap, kept)
+	return verdict
+}
+
+// kept gives the verdict that was kept, which may be outdated.
+func (v *Verifier) kept(key verdictKey, e layout.Entry) *Verdict {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if kept := v.verdicts[key]; kept != nil && e.Err == nil && kept.of == about(e.Descriptor) {
+		return kept
+	}
+	return nil
+}
+
+// renew gives a verdict that was kept if it still holds, and nil if not.
+func (v *Verifier) renew(ctx context.Context, key verdictKey, snap *layout.Snapshot, kept *Verdict) (*Verdict, error) {
+	racy := kept.seen.Racy() > 0
+	seen, same, err := snap.Same(ctx, kept.seen)
+	if err != nil || !same {
+		return nil, err
+	}
+	if !racy {
+		return kept, nil
 	}
 	again := *kept
 	again.seen = seen
 	v.keep(key, &again)
-	return &again
+	return &again, nil
 }
 
 func (v *Verifier) keep(key verdictKey, verdict *Verdict) {
@@ -133,18 +157,26 @@ func (v *Verifier) keep(key verdictKey, verdict *Verdict) {
 	v.verdicts[key] = verdict
 }
 
-// sameDescriptor compares what a verdict depends on.
-func sameDescriptor(a, b v1.Descriptor) bool {
-	const kind = "vnd.docker.reference.type"
-	ak, aok := a.Annotations[kind]
-	bk, bok := b.Annotations[kind]
-	if a.Size != b.Size || a.MediaType != b.MediaType || string(a.Data) != string(b.Data) || ak != bk || aok != bok {
-		return false
+// subject is what a verdict depends on besides the blobs.
+type subject struct {
+	size                      int64
+	mediaType, reference      string
+	isReference, hasPlatform  bool
+	os, architecture, variant string
+	inlined                   bool
+	data                      [sha256.Size]byte
+}
+
+func about(d v1.Descriptor) subject {
+	s := subject{size: d.Size, mediaType: d.MediaType}
+	s.reference, s.isReference = d.Annotations["vnd.docker.reference.type"]
+	if p := d.Platform; p != nil {
+		s.hasPlatform, s.os, s.architecture, s.variant = true, p.OS, p.Architecture, p.Variant
 	}
-	if a.Platform == nil || b.Platform == nil {
-		return a.Platform == b.Platform
+	if d.Data != nil {
+		s.inlined, s.data = true, sha256.Sum256(d.Data)
 	}
-	return a.Platform.OS == b.Platform.OS && a.Platform.Architecture == b.Platform.Architecture && a.Platform.Variant == b.Platform.Variant
+	return s
 }
 
 func (v *Verifier) image(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry, full bool) (*Verdict, error) {
@@ -157,32 +189,42 @@ func (v *Verifier) image(ctx context.Context, app *layout.App, snap *layout.Snap
 			return nil, err
 		}
 		verdict.Mtime = verdict.seen.Mtime()
-		// What is missing or could not be read has no stamp to hold on to.
-		verdict.lasting = m != nil && (c != nil || verdict.Kind != layout.KindImage)
 		return verdict, nil
 	}
 	if e.Err != nil {
 		return do(ctx)
 	}
 	key := verdictKey{app, string(e.Digest), full}
-	for {
-		if kept := v.kept(key, snap, e); kept != nil {
-			return kept, nil
+	for asked := time.Now(); ; {
+		kept := v.kept(key, e)
+		if kept != nil && kept.seen.Racy() == 0 {
+			if verdict, err := v.renew(ctx, key, snap, kept); verdict != nil || err != nil {
+				return verdict, err
+			}
+			kept = nil
 		}
-		verdict, own, err := v.fly(ctx, key, do)
-		if err != nil || own {
-			return verdict, err
-		}
-		if !verdict.lasting {
+		verdict, began, err := v.fly(ctx, key, func(ctx context.Context) (*Verdict, error) {
+			if kept != nil {
+				if verdict, err := v.renew(ctx, key, snap, kept); verdict != nil || err != nil {
+					return verdict, err
+				}
+			}
 			return do(ctx)
+		})
+		if err != nil {
+			return nil, err
 		}
-		// It was begun by another, perhaps before a change that this caller
-		// must see: it counts if it would be kept.
+		// One that others began before it was asked for here, or of another
+		// descriptor, does not count; the next round asks again.
+		if verdict.of == about(e.Descriptor) && !began.Before(asked) {
+			return verdict, nil
+		}
 	}
 }
 
 // A flight is a verification that is under way, and those who wait for it.
 type flight struct {
+	began   time.Time
 	done    chan struct{}
 	stop    context.CancelFunc
 	waiting int
@@ -191,19 +233,17 @@ type flight struct {
 }
 
 // fly makes sure that what one key stands for is done once at a time, and keeps
-// what came of it. own is false for one who joined. It stops when nobody waits
-// for it any more.
-func (v *Verifier) fly(ctx context.Context, key verdictKey, do func(context.Context) (*Verdict, error)) (verdict *Verdict, own bool, err error) {
+// what came of it. It stops when nobody waits for it any more.
+func (v *Verifier) fly(ctx context.Context, key verdictKey, do func(context.Context) (*Verdict, error)) (verdict *Verdict, began time.Time, err error) {
 	v.mu.Lock()
 	f := v.flights[key]
 	if f == nil {
-		own = true
 		flying, stop := context.WithCancel(context.Background())
-		f = &flight{done: make(chan struct{}), stop: stop}
+		f = &flight{began: time.Now(), done: make(chan struct{}), stop: stop}
 		v.flights[key] = f
 		go func() {
 			f.verdict, f.err = do(flying)
-			if f.err == nil && f.verdict.lasting {
+			if f.err == nil {
 				v.keep(key, f.verdict)
 			}
 			v.land(key, f)
@@ -226,9 +266,9 @@ func (v *Verifier) fly(ctx context.Context, key verdictKey, do func(context.Cont
 		}
 	}
 	if err != nil {
-		return nil, own, err
+		return nil, f.began, err
 	}
-	return f.verdict, own, f.err
+	return f.verdict, f.began, f.err
 }
 
 func (v *Verifier) land(key verdictKey, f *flight) {
@@ -243,11 +283,11 @@ func (v *Verifier) land(key verdictKey, f *flight) {
 // image, but for its layers. The manifest and config are nil where they
 // could not be read.
 func (t *Trust) check(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.Manifest, *layout.Config, error) {
-	v := &Verdict{descriptor: e.Descriptor, Layers: LayersUnchecked}
+	v := &Verdict{of: about(e.Descriptor), Layers: LayersUnchecked}
 	if e.Platform != nil {
 		v.Platform = *e.Platform
 	}
-	m, err := snap.Manifest(e)
+	m, err := snap.Examine(e, &v.seen)
 	if errors.Is(err, layout.ErrCorrupt) {
 		v.Missing = errors.Is(err, layout.ErrMissing)
 		v.decide(Corrupt, "manifest", err.Error())
@@ -257,7 +297,6 @@ func (t *Trust) check(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.
 		return nil, nil, nil, err
 	}
 	v.Kind = m.Kind
-	v.seen.Add(m)
 	v.found("manifest: %s, %d bytes, as its descriptor says", m.Digest, m.Size)
 	switch m.Kind {
 	case layout.KindAttestation:
@@ -271,9 +310,8 @@ func (t *Trust) check(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.
 		v.decide(Unsigned, "kind", fmt.Sprintf("an artifact, not an image (%s)", what))
 		return v, m, nil, nil
 	}
-	c, err := snap.Config(m)
+	c, err := snap.Config(m, &v.seen)
 	if err == nil {
-		v.seen.AddConfig(m, c)
 		if e.Platform == nil {
 			v.Platform = c.Doc.Platform
 		}
@@ -365,7 +403,7 @@ func (v *Verdict) checkLayers(ctx context.Context, snap *layout.Snapshot, m *lay
 
 // index gives an index the worst word of the images that count in it.
 func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry, full bool) (*Verdict, error) {
-	verdict := &Verdict{Kind: layout.KindIndex, Layers: LayersUnchecked, descriptor: e.Descriptor}
+	verdict := &Verdict{Kind: layout.KindIndex, Layers: LayersUnchecked}
 	images, err := snap.Images(e)
 	if err == nil && e.Err != nil {
 		err = e.Err

@@ -26,7 +26,7 @@ func runGC(c *command, args []string) error {
 	if err != nil {
 		return err
 	}
-	apps := []layout.Found{{Name: *only}}
+	apps := []layout.Found{{Name: *only, App: true}}
 	if *only == "" {
 		if apps, err = reg.Apps(); err != nil {
 			return err
@@ -34,6 +34,10 @@ func runGC(c *command, args []string) error {
 	}
 	var failed []error
 	for _, found := range apps {
+		if !found.App {
+			warn("%s is passed over: %s", found.Name, found.Why)
+			continue
+		}
 		app, err := reg.App(found.Name)
 		if err == nil {
 			var removed []layout.Removed

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -45,7 +46,7 @@ func runStatus(c *command, args []string) error {
 	ctx, stop := interruptible()
 	defer stop()
 	rows, err := tree.Status(ctx, *full, func(name, why string) { warn("%s is not shown: %s", name, why) })
-	if err != nil {
+	if rows == nil && err != nil {
 		return err
 	}
 	worst := sign.Verified
@@ -57,7 +58,7 @@ func runStatus(c *command, args []string) error {
 	if len(*only) > 0 {
 		rows = slices.DeleteFunc(rows, func(r irfs.Row) bool { return !slices.Contains(*only, string(r.Status)) })
 	}
-	if err := print(rows, *asJSON); err != nil {
+	if err := errors.Join(print(rows, *asJSON), err); err != nil {
 		return err
 	}
 	if *check && worst != sign.Verified {
