@@ -11,6 +11,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 var (
@@ -284,6 +285,16 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// cpuTime is what this process has had of the processors: other than a clock, it
+// does not depend on what else the machine does.
+func cpuTime(t *testing.T) time.Duration {
+	var used unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &used); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
+}
+
 // Documents that would take long, or much memory, if anything were quadratic or recursive.
 func TestParseHostileShapes(t *testing.T) {
 	var names strings.Builder
@@ -301,10 +312,10 @@ func TestParseHostileShapes(t *testing.T) {
 		"empty descriptors": `{"manifests":[` + strings.Repeat("{},", 1000000) + `{}]}`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			start := time.Now()
+			start := cpuTime(t)
 			_, err := ParseIndex([]byte(doc), "")
 			checkParse(t, err, " ")
-			if took := time.Since(start); took > 20*time.Second {
+			if took := cpuTime(t) - start; took > 20*time.Second {
 				t.Errorf("took %v", took)
 			}
 		})
