@@ -70,8 +70,8 @@ var samples = map[string]func(*sample.Layout){
 	"artifacts": func(l *sample.Layout) {
 		d := single(l, "hello\n")
 		l.Tag("stable", d)
-		l.Tag("sbom", l.Artifact("application/spdx+json", "{}", &d))
-		l.Tag("sha256-"+d.Digest.Encoded()+".sig", l.Artifact("application/vnd.dev.cosign.artifact.sig.v1+json", "{}", nil))
+		l.Tag("sbom", l.Artifact("application/spdx+json", `{"spdxVersion":"SPDX-2.3"}`, &d))
+		l.Tag("sha256-"+d.Digest.Encoded()+".sig", l.Artifact("application/vnd.dev.cosign.artifact.sig.v1+json", "payload", nil))
 		l.Tag("empty", l.Manifest(v1.Manifest{Config: l.Blob(v1.MediaTypeImageConfig, []byte("{}")), Layers: []v1.Descriptor{}}))
 	},
 }
