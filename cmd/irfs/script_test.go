@@ -32,6 +32,7 @@ import (
 //	sh, bash, dash 'TEXT' run TEXT in that shell
 //	[!] holds FILE LINE   the file holds exactly this line
 //	sample NAME PATH      write one of the layouts of samples_test.go to a directory, or an archive, PATH.tar
+//	unmount DIR           irfs umount DIR, once nobody uses it
 //	waitfor 'TEXT'        repeat TEXT, in sh, until it succeeds, for ten seconds at most
 //
 // and, in their shells, what lies in testdata/script/bin.
@@ -42,7 +43,7 @@ func TestScript(t *testing.T) {
 		Setup:       setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"need": need, "sh": shell("sh"), "bash": shell("bash"), "dash": shell("dash"),
-			"holds": holds, "sample": writeSample, "waitfor": waitFor,
+			"holds": holds, "sample": writeSample, "unmount": unmount, "waitfor": waitFor,
 		},
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
@@ -245,6 +246,24 @@ func holds(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	if (string(got) == args[1]+"\n") == neg {
 		ts.Fatalf("%s holds %q", args[0], got)
+	}
+}
+
+// unmount tries again for a while: a program that this process starts for one script has, for the
+// first instant of its life, what this process had open for another, such as holds and
+// grep have files of a mount (execve(2) lets the parent go on before it closes them).
+func unmount(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: unmount DIR")
+	}
+	for end := time.Now().Add(2 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		err := ts.Exec("irfs", "umount", args[0])
+		if err == nil {
+			return
+		}
+		if !strings.Contains(ts.ReadFile("stderr"), "busy") || time.Now().After(end) {
+			ts.Fatalf("%v", err)
+		}
 	}
 }
 
