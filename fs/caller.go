@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -33,67 +34,71 @@ func readAs(ctx context.Context, c Caller, notOn uint64, name string) ([]byte, e
 	if name == "" || strings.IndexByte(name, 0) >= 0 {
 		return nil, &fault{errCommand, "not a path"}
 	}
+	var data []byte
+	err := as(ctx, c, func(v *view) error {
+		fd, err := v.open(name, notOn)
+		if err != nil {
+			return err
+		}
+		file := os.NewFile(uintptr(fd), name)
+		defer file.Close()
+		data, err = readSmall(file)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return data, nil
+}
+
+// as runs do on a thread that has the caller's rights.
+func as(ctx context.Context, c Caller, do func(*view) error) error {
 	view, err := viewOf(c)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return err
 	}
-	type result struct {
-		data []byte
-		err  error
-	}
-	done := make(chan result, 1)
+	done := make(chan error, 1)
 	go func() {
 		defer view.close()
 		// The thread takes on the caller's identity for good: it is never
 		// unlocked, and so ends with this goroutine.
 		runtime.LockOSThread()
-		fd, err := view.open(name)
-		if err != nil {
-			done <- result{nil, &fs.PathError{Op: "open", Path: name, Err: err}}
-			return
+		if !view.own {
+			if err := view.become(); err != nil {
+				done <- err
+				return
+			}
 		}
-		file := os.NewFile(uintptr(fd), name)
-		defer file.Close()
-		data, err := readSmall(file, notOn)
-		done <- result{data, err}
+		done <- do(view)
 	}()
 	select {
-	case r := <-done:
-		return r.data, r.err
+	case err := <-done:
+		return err
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
 }
 
-func readSmall(file *os.File, notOn uint64) ([]byte, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
-		return nil, err
-	}
-	refuse := func(kind error, why string) error {
-		return &fault{kind, fmt.Sprintf("%s: %s", file.Name(), why)}
-	}
-	switch {
-	case st.Dev == notOn:
-		return nil, refuse(sign.ErrKey, "it lies in this mount itself; copy it out first")
-	case st.Mode&unix.S_IFMT != unix.S_IFREG:
-		return nil, refuse(sign.ErrKey, "not a regular file")
-	case st.Size > sign.MaxKeyFile:
-		return nil, refuse(syscall.EFBIG, fmt.Sprintf("%d bytes, over the limit of %d", st.Size, sign.MaxKeyFile))
-	}
+// readSmall reads a key or signature file.
+func readSmall(file *os.File) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(file, sign.MaxKeyFile+1))
 	if err == nil && len(data) > sign.MaxKeyFile {
-		err = refuse(syscall.EFBIG, fmt.Sprintf("over the limit of %d bytes", sign.MaxKeyFile))
+		err = tooLarge(file.Name(), int64(len(data)))
 	}
 	return data, err
+}
+
+func tooLarge(name string, size int64) error {
+	return &fault{syscall.EFBIG, fmt.Sprintf("%s: %d bytes, over the limit of %d for a key or signature", name, size, sign.MaxKeyFile)}
 }
 
 // A view is what decides which file a path means to a process, and whether it
 // may open it.
 type view struct {
 	Caller
-	root, cwd int
-	groups    []uint32
+	root, cwd    int
+	groups       []uint32
+	capabilities uint64 // effective
 	// own: this process has no privileges, and opens for its own user only.
 	own bool
 }
@@ -128,12 +133,36 @@ func viewOf(c Caller) (*view, error) {
 				}
 			}
 		}
+		if set, ok := strings.CutPrefix(line, "CapEff:"); ok {
+			v.capabilities, _ = strconv.ParseUint(strings.TrimSpace(set), 16, 64)
+		}
 	}
-	if v.own && !sameRoot(v.root) {
+	if v.own && !(sameRoot(v.root) && sameNamespace(proc) && v.hasOurGroups()) {
 		v.close()
-		return nil, &fault{syscall.EACCES, "the caller has another root directory; write the key itself: cat KEY > sign"}
+		return nil, &fault{syscall.EACCES, "the caller has another root directory, or fewer groups, than this mount's process; write the key itself: cat KEY > sign"}
 	}
 	return v, nil
+}
+
+// hasOurGroups says whether the caller is in every group that this process is
+// in, so that opening a file here lends it no right.
+func (v *view) hasOurGroups() bool {
+	ours, err := os.Getgroups()
+	if err != nil {
+		return false
+	}
+	for _, g := range append(ours, os.Getegid()) {
+		if uint32(g) != v.GID && !slices.Contains(v.groups, uint32(g)) {
+			return false
+		}
+	}
+	return true
+}
+
+func sameNamespace(proc string) bool {
+	theirs, err1 := os.Readlink(proc + "ns/mnt")
+	ours, err2 := os.Readlink("/proc/self/ns/mnt")
+	return err1 == nil && err2 == nil && theirs == ours
 }
 
 func sameRoot(fd int) bool {
@@ -149,29 +178,58 @@ func (v *view) close() {
 	}
 }
 
-// open opens name for reading. It changes the thread that it runs on for good.
-func (v *view) open(name string) (int, error) {
+// open opens a key file for reading, by the caller's path. What it is is looked
+// at before it is opened: a FIFO, a terminal or a device would notice, and
+// a file of the mount itself would have to be computed first.
+func (v *view) open(name string, notOn uint64) (int, error) {
+	seen, err := v.openat2(name, unix.O_PATH)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(seen)
+	var st, now unix.Stat_t
+	if err := unix.Fstat(seen, &st); err != nil {
+		return -1, err
+	}
+	refuse := func(kind error, why string) (int, error) {
+		return -1, &fault{kind, fmt.Sprintf("%s: %s", name, why)}
+	}
+	switch {
+	case st.Dev == notOn:
+		return refuse(sign.ErrKey, "it lies in this mount itself; copy it out first")
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return refuse(sign.ErrKey, "not a regular file")
+	case st.Size > sign.MaxKeyFile:
+		return -1, tooLarge(name, st.Size)
+	}
+	fd, err := v.openat2(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.Fstat(fd, &now); err != nil || now.Dev != st.Dev || now.Ino != st.Ino {
+		unix.Close(fd)
+		return refuse(sign.ErrKey, "it was replaced while it was being opened")
+	}
+	return fd, nil
+}
+
+func (v *view) openat2(name string, flags int) (int, error) {
 	at := v.cwd
-	if !v.own {
-		if err := v.become(); err != nil {
-			return -1, err
-		}
+	if !v.own { // the thread stands there itself
 		at = unix.AT_FDCWD
 	}
-	how := unix.OpenHow{
-		// A FIFO or a terminal neither blocks nor is taken over.
-		Flags:   unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_NO_MAGICLINKS,
-	}
+	how := unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: unix.RESOLVE_NO_MAGICLINKS}
 	for {
 		fd, err := unix.Openat2(at, name, &how)
-		if err == unix.EINTR {
+		switch err {
+		case nil:
+			return fd, nil
+		case unix.EINTR:
 			continue
+		case unix.ELOOP:
+			return -1, &fault{err, name + ": it leads through /proc, or through too many symbolic links; write the key itself: cat KEY > sign"}
 		}
-		if err == unix.ENXIO || err == unix.ENODEV { // a socket, or a device that is not there
-			err = unix.EINVAL
-		}
-		return fd, err
+		return -1, &fs.PathError{Op: "open", Path: name, Err: err}
 	}
 }
 
@@ -202,5 +260,18 @@ func (v *view) become() error {
 	if id, _, _ := unix.RawSyscall(unix.SYS_SETFSGID, ^uintptr(0), 0, 0); uint32(id) != v.GID {
 		return unix.EPERM
 	}
-	return nil
+	return v.drop()
+}
+
+// drop leaves the thread no capability that the caller has not: a user id of 0
+// alone, as in a container, does not override permissions.
+func (v *view) drop() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if err := unix.Capget(&header, &sets[0]); err != nil {
+		return err
+	}
+	sets[0].Effective &= uint32(v.capabilities)
+	sets[1].Effective &= uint32(v.capabilities >> 32)
+	return unix.Capset(&header, &sets[0])
 }

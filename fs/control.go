@@ -8,6 +8,9 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"syscall"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/kballard/go-shellquote"
 	"github.com/opencontainers/go-digest"
@@ -50,9 +53,9 @@ func parseCommand(data []byte) (*command, error) {
 	if name == "" {
 		return nil, badCommand("nothing was written but a line end; write the path of the vendor's private key")
 	}
-	if strings.ContainsFunc(name, func(c rune) bool { return c < ' ' || c == 0x7f }) {
+	if !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
 		// It may be a key in some disguise, and must not be echoed as a path.
-		return nil, badCommand("not a path: it has a line end or another control character in it")
+		return nil, badCommand("not a path: it has a line end or another control character in it, or is no text")
 	}
 	if len(name) >= 60 && strings.Trim(name, base64) == "" {
 		return nil, badCommand("this looks like a part of a key in base64; write a PEM file whole, with cat, or its path")
@@ -103,6 +106,11 @@ func (t *Tree) signer(ctx context.Context, c *command, read func(string) ([]byte
 	text := c.key
 	if text == nil {
 		if text, err = read(c.vendor); err != nil {
+			errno := errnoOf(err)
+			if strings.Trim(c.vendor, base64) == "" && (errno == syscall.ENOENT || errno == syscall.ENOTDIR) {
+				// It may be the last line of a key, and is not shown.
+				err = &fault{errno, "there is no file of the name that was written for the vendor's private key"}
+			}
 			return nil, "", err
 		}
 	}
@@ -271,16 +279,20 @@ func resigned(snap *layout.Snapshot, bound []digest.Digest) (layout.Entry, error
 	if err != nil {
 		return layout.Entry{}, err
 	}
+	var found []layout.Entry
 	for _, e := range entries {
 		configs, err := configsOf(snap, e)
 		if err != nil {
 			return layout.Entry{}, err
 		}
 		if len(bound) > 0 && slices.Equal(configs, bound) {
-			return e, nil
+			found = append(found, e)
 		}
 	}
-	return layout.Entry{}, layout.ErrNotFound
+	if len(found) != 1 { // with two nobody knows which of them it was
+		return layout.Entry{}, layout.ErrNotFound
+	}
+	return found[0], nil
 }
 
 // Command carries out what a caller wrote to the control file of an image
@@ -304,7 +316,7 @@ func (t *Tree) command(ctx context.Context, d *imageDir, bound []digest.Digest, 
 		}
 	}
 	if err != nil {
-		text = err.Error()
+		text = inWords(err)
 	} else {
 		change = outcome.Change
 		if from != "" {
@@ -315,6 +327,14 @@ func (t *Tree) command(ctx context.Context, d *imageDir, bound []digest.Digest, 
 	t.remember(d, app, change, text)
 	t.log.add(c.UID, "sign", d.path(), text)
 	return text, change, err
+}
+
+// inWords is the text of an error for the log and who reads it.
+func inWords(err error) string {
+	if errors.Is(err, context.Canceled) {
+		return "interrupted; nothing was changed"
+	}
+	return err.Error()
 }
 
 // remember keeps what became of digests, and the outcome for who reads `sign`.

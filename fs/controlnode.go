@@ -3,15 +3,12 @@ package fs
 import (
 	"context"
 	"errors"
-	"strings"
 	"sync"
 	"syscall"
 
 	gofs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/opencontainers/go-digest"
-
-	"irfs/layout"
 )
 
 // A controlNode is the file `sign` of an image directory.
@@ -51,7 +48,8 @@ func (n *controlNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, 
 		bound, err := n.item.control.bound()
 		h.bound = func() ([]digest.Digest, error) { return bound, err }
 	}
-	return h, fuse.FOPEN_DIRECT_IO, 0
+	// With PARALLEL_DIRECT_WRITES a writer that waits for another one can be killed.
+	return h, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES, 0
 }
 
 func (n *controlNode) Read(_ context.Context, h gofs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
@@ -115,56 +113,3 @@ func (n *controlNode) Setattr(ctx context.Context, h gofs.FileHandle, in *fuse.S
 
 // Fsync has nothing to do: a write that returned is durable.
 func (n *controlNode) Fsync(context.Context, gofs.FileHandle, uint32) syscall.Errno { return 0 }
-
-// expire makes the kernel forget the names that a signing made, unmade or gave
-// other content, before its write returns. No lock may be held: the kernel
-// may have lookups under way here that it waits for. The name `sign` is left
-// out, for this is called from its handler.
-func (m *mounted) expire(app string, change *layout.Change) {
-	if change == nil {
-		return
-	}
-	top := m.root
-	for part := range strings.SplitSeq(app, "/") {
-		if top = top.GetChild(part); top == nil {
-			return
-		}
-	}
-	top.NotifyEntry("index.json")
-	if images := top.GetChild("manifests"); images != nil {
-		for old, now := range change.Moved {
-			for _, sep := range []string{"-", ":"} {
-				for _, d := range []digest.Digest{old, now} {
-					name := d.Algorithm().String() + sep + d.Encoded()
-					expireFiles(images.GetChild(name))
-					images.NotifyEntry(name)
-				}
-			}
-		}
-	}
-	if tags := top.GetChild("tags"); tags != nil {
-		for old := range change.Moved {
-			for _, tag := range change.Before.TagsOf(old) {
-				if name, ok := tagName(tag); ok {
-					expireFiles(tags.GetChild(name))
-				}
-			}
-		}
-	}
-}
-
-// expireFiles expires the files of an image directory and of its platforms,
-// but not the directories, for somebody may stand in one.
-func expireFiles(dir *gofs.Inode) {
-	if dir == nil {
-		return
-	}
-	for name, child := range dir.Children() {
-		switch {
-		case child.IsDir():
-			expireFiles(child)
-		case name != "sign":
-			dir.NotifyEntry(name)
-		}
-	}
-}

@@ -22,6 +22,13 @@ import (
 // in, for tools that come back to set its mode or times.
 const receiptFor = 30 * time.Second
 
+// stagedFor is how long a file with a leading dot waits, closed, for the rename
+// that takes it in: what a killed rsync left must not stay for ever.
+const stagedFor = time.Hour
+
+// maxDrops is how many files there may be in import/ at a time.
+const maxDrops = 512
+
 // drops are the files in import/.
 type drops struct {
 	mounted *mounted
@@ -32,17 +39,16 @@ type drops struct {
 	made  int64
 }
 
-// sweep forgets the receipts whose time is over. d.mu is held.
+// sweep forgets the files whose time is over. d.mu is held.
 func (d *drops) sweep() {
 	for name, f := range d.files {
-		if f.mu.TryLock() {
-			if !f.expires.IsZero() && time.Now().After(f.expires) {
-				delete(d.files, name)
-				f.discard()
-				f.ForgetPersistent()
-			}
-			f.mu.Unlock()
+		f.mu.Lock()
+		if !f.busy && f.handles == 0 && !f.expires.IsZero() && time.Now().After(f.expires) {
+			delete(d.files, name)
+			f.discard()
+			f.ForgetPersistent()
 		}
+		f.mu.Unlock()
 	}
 }
 
@@ -64,14 +70,6 @@ func (d *drops) find(name string) *dropFile {
 	defer d.mu.Unlock()
 	d.sweep()
 	return d.files[name]
-}
-
-// appOf is the app that an archive of that name becomes.
-func appOf(name string) string {
-	for _, ext := range []string{".tar", ".oci"} {
-		name = strings.TrimSuffix(name, ext)
-	}
-	return name
 }
 
 // staged says whether a name is one that a tool writes to before it
@@ -138,10 +136,18 @@ func (n *dropDir) Create(ctx context.Context, name string, _ uint32, mode uint32
 		return nil, nil, 0, errnoOf(err)
 	}
 	d.mu.Lock()
+	d.sweep()
 	d.made++
-	made := d.made
+	made, full, there := d.made, len(d.files) >= maxDrops, d.files[name] != nil
 	d.mu.Unlock()
-	f := &dropFile{m: n.m, name: name, owner: layout.Owner{UID: int(caller.UID), GID: int(caller.GID)}, mode: mode & 0o777, mtime: time.Now()}
+	switch {
+	case there:
+		return nil, nil, 0, syscall.EEXIST
+	case full:
+		d.log(caller.UID, name, fmt.Sprintf("import/ holds %d files already; remove some, or wait", maxDrops))
+		return nil, nil, 0, syscall.EDQUOT
+	}
+	f := &dropFile{m: n.m, name: name, owner: caller, mode: mode & 0o777, mtime: time.Now()}
 	var err error
 	if f.scratch, err = n.m.tree.Registry.NewScratch(); err != nil {
 		d.log(caller.UID, name, err.Error())
@@ -150,6 +156,14 @@ func (n *dropDir) Create(ctx context.Context, name string, _ uint32, mode uint32
 	id := gofs.StableAttr{Mode: syscall.S_IFREG, Ino: n.m.ino(fmt.Sprintf("import/%d", made), &Item{})}
 	inode := n.NewPersistentInode(ctx, f, id)
 	d.mu.Lock()
+	if d.files[name] != nil { // another one was faster
+		d.mu.Unlock()
+		f.mu.Lock()
+		f.discard()
+		f.mu.Unlock()
+		f.ForgetPersistent()
+		return nil, nil, 0, syscall.EEXIST
+	}
 	d.files[name] = f
 	d.mu.Unlock()
 	f.fill(&out.Attr)
@@ -164,7 +178,7 @@ func (d *drops) checkName(name string) error {
 		}
 		return nil
 	}
-	return d.mounted.tree.Registry.CheckName(appOf(name))
+	return d.mounted.tree.Registry.CheckName(AppOf(name))
 }
 
 func (d *drops) log(uid uint32, name, outcome string) {
@@ -177,13 +191,14 @@ func (n *dropDir) Unlink(_ context.Context, name string) syscall.Errno {
 	if f == nil {
 		return syscall.ENOENT
 	}
-	if !f.mu.TryLock() { // it is being taken in
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.busy {
 		return syscall.EBUSY
 	}
-	defer f.mu.Unlock()
-	d.mu.Lock()
 	delete(d.files, name)
-	d.mu.Unlock()
 	f.unlinked = true
 	if f.handles == 0 {
 		f.discard()
@@ -207,15 +222,29 @@ func (n *dropDir) Rename(ctx context.Context, name string, to gofs.InodeEmbedder
 		d.log(callerOf(ctx).UID, toName, err.Error())
 		return errnoOf(err)
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	if !staged(toName) {
-		if err := f.takeIn(ctx, toName); err != nil {
+		if !f.begin() {
+			return syscall.EBUSY
+		}
+		err := f.takeIn(ctx, toName)
+		f.end()
+		if err != nil {
 			return errnoOf(err)
 		}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if old := d.files[toName]; old != nil && old != f {
+		old.mu.Lock()
+		old.unlinked = true
+		if !old.busy && old.handles == 0 {
+			old.discard()
+		}
+		old.mu.Unlock()
+		old.ForgetPersistent()
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	delete(d.files, name)
 	d.files[toName] = f
 	f.name = toName
@@ -228,9 +257,12 @@ type dropFile struct {
 	gofs.Inode
 	refusing
 	m     *mounted
-	owner layout.Owner
+	owner Caller // who created it
 
+	// mu is held for moments only: lookup and stat want it, and whoever waits
+	// for those cannot be killed.
 	mu       sync.Mutex
+	busy     bool // it is being taken in; scratch and size stay as they are
 	name     string
 	scratch  *layout.Scratch // nil once it was taken in
 	size     int64
@@ -268,6 +300,23 @@ func (f *dropFile) handle(ctx context.Context) *dropHandle {
 	return &dropHandle{process(pidOf(ctx)), f.taken}
 }
 
+// begin makes the file busy, if it is not; end is its opposite.
+func (f *dropFile) begin() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.busy || f.scratch == nil {
+		return false
+	}
+	f.busy = true
+	return true
+}
+
+func (f *dropFile) end() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.busy = false
+}
+
 // process gives the process that a thread belongs to: FUSE reports threads.
 func process(thread uint32) int {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", thread))
@@ -285,7 +334,7 @@ func process(thread uint32) int {
 func (f *dropFile) fill(out *fuse.Attr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	item := &Item{UID: uint32(f.owner.UID), GID: uint32(f.owner.GID), Size: f.size, Mtime: f.mtime.UnixNano()}
+	item := &Item{UID: f.owner.UID, GID: f.owner.GID, Size: f.size, Mtime: f.mtime.UnixNano()}
 	f.m.fill(out, item)
 	out.Mode = syscall.S_IFREG | f.mode
 }
@@ -335,6 +384,9 @@ func (f *dropFile) truncate(h gofs.FileHandle, size int64) syscall.Errno {
 // again starts a new import where the last one is over. It answers EINVAL to one
 // who had the file open before.
 func (f *dropFile) again(h gofs.FileHandle) syscall.Errno {
+	if f.busy {
+		return syscall.EBUSY
+	}
 	if f.scratch != nil {
 		return 0
 	}
@@ -376,7 +428,7 @@ func (f *dropFile) Write(_ context.Context, h gofs.FileHandle, data []byte, off 
 	f.size = max(f.size, off+int64(n))
 	f.mtime = time.Now()
 	if err != nil {
-		f.m.drops.log(uint32(f.owner.UID), f.name, err.Error())
+		f.m.drops.log(f.owner.UID, f.name, err.Error())
 		return 0, errnoOf(err)
 	}
 	return uint32(n), 0
@@ -406,22 +458,25 @@ func (f *dropFile) Fsync(context.Context, gofs.FileHandle, uint32) syscall.Errno
 // close returns.
 func (f *dropFile) Flush(ctx context.Context, h gofs.FileHandle) syscall.Errno {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	opened := h.(*dropHandle)
-	if f.scratch == nil || !f.written || f.unlinked || staged(f.name) {
+	name := f.name
+	idle := f.scratch == nil || !f.written || f.unlinked || f.busy || staged(name)
+	f.busy = f.busy || !idle
+	f.mu.Unlock()
+	if idle {
 		return 0
 	}
-	if !f.complete() {
-		if process(pidOf(ctx)) != opened.process {
-			return 0 // a child closed its copy
-		}
-		f.m.drops.log(uint32(f.owner.UID), f.name, "archive: it ends before its end-of-archive blocks; nothing was imported")
-		return errnoOf(layout.ErrCorrupt)
+	defer f.end()
+	if f.complete() {
+		return errnoOf(f.takeIn(ctx, name))
 	}
-	return errnoOf(f.takeIn(ctx, f.name))
+	if process(pidOf(ctx)) != h.(*dropHandle).process {
+		return 0 // a child closed its copy
+	}
+	f.m.drops.log(callerOf(ctx).UID, name, "archive: it ends before its end-of-archive blocks; nothing was imported")
+	return errnoOf(layout.ErrCorrupt)
 }
 
-// complete says whether the file ends like an archive.
+// complete says whether the file ends like an archive. The file is busy.
 func (f *dropFile) complete() bool {
 	end := make([]byte, 1024)
 	if f.size < int64(len(end)) {
@@ -431,31 +486,42 @@ func (f *dropFile) complete() bool {
 	return err == nil && len(bytes.Trim(end, "\x00")) == 0
 }
 
-// takeIn makes an app of the archive. f.mu is held.
+// takeIn makes an app of the archive. The file is busy.
 func (f *dropFile) takeIn(ctx context.Context, name string) error {
-	imported, err := f.m.tree.take(ctx, appOf(name), io.NewSectionReader(f.scratch, 0, f.size), f.owner, f.m.drops.onExist)
+	caller, app := callerOf(ctx), AppOf(name)
+	imported, err := f.m.tree.take(ctx, caller, app, io.NewSectionReader(f.scratch, 0, f.size), f.m.drops.onExist)
 	if err != nil {
-		f.m.drops.log(uint32(f.owner.UID), name, err.Error())
+		f.m.drops.log(caller.UID, name, inWords(err))
 		return err
 	}
 	var parts []string
 	for _, i := range imported {
 		parts = append(parts, fmt.Sprintf("imported %s %s %s", i.App, i.Tag, i.Digest))
 	}
-	f.m.drops.log(uint32(f.owner.UID), name, strings.Join(parts, "; "))
+	f.m.drops.log(caller.UID, name, strings.Join(parts, "; "))
+	f.mu.Lock()
 	f.discard()
 	f.taken++
 	f.expires = time.Now().Add(receiptFor)
+	f.mu.Unlock()
+	f.m.expire(app, nil)
 	return nil
 }
 
-func (t *Tree) take(ctx context.Context, app string, archive io.Reader, owner layout.Owner, onExist layout.OnExist) ([]layout.Imported, error) {
-	staged, err := t.Registry.Stage(ctx, archive, owner)
+// take makes an app of an archive, or adds it to the app that is there, if the
+// caller may change that one: import/ only says who may make new ones.
+func (t *Tree) take(ctx context.Context, c Caller, name string, archive io.Reader, onExist layout.OnExist) ([]layout.Imported, error) {
+	staged, err := t.Registry.Stage(ctx, archive, layout.Owner{UID: int(c.UID), GID: int(c.GID)})
 	if err != nil {
 		return nil, err
 	}
 	defer staged.Discard()
-	return staged.Publish(ctx, app, onExist)
+	if app, err := t.Registry.App(name); err == nil {
+		if err := as(ctx, c, func(*view) error { return app.MayChange() }); err != nil {
+			return nil, fmt.Errorf("the app %s is there already, and not yours to change: %w", name, err)
+		}
+	}
+	return staged.Publish(ctx, name, onExist)
 }
 
 // discard frees what was written. f.mu is held.
@@ -468,14 +534,17 @@ func (f *dropFile) discard() {
 
 // Release is the end of an open file. What was not taken in by then is gone,
 // but for names with a leading dot, which wait for their rename.
-func (f *dropFile) Release(_ context.Context, _ gofs.FileHandle) syscall.Errno {
+func (f *dropFile) Release(context.Context, gofs.FileHandle) syscall.Errno {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.handles--
-	if f.handles > 0 || f.scratch == nil || staged(f.name) && !f.unlinked {
-		return 0
+	switch {
+	case f.handles > 0 || f.scratch == nil:
+	case staged(f.name) && !f.unlinked:
+		f.expires = time.Now().Add(stagedFor)
+	default:
+		f.discard()
+		f.expires = time.Now()
 	}
-	f.discard()
-	f.expires = time.Now()
 	return 0
 }

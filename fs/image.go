@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -191,9 +192,9 @@ var imageFiles = []imageFile{
 	{"config.json", hasConfig, func(_ context.Context, i *image) (*Item, error) {
 		m, err := i.manifest()
 		if err != nil || m.Doc == nil {
-			return nil, cmpErr(err)
+			return nil, orAbsent(err)
 		}
-		return blobItem(i.app, layout.BlobPath(m.Doc.Config.Digest))
+		return i.blob(m.Doc.Config.Digest)
 	}},
 	chainFile("signature", sign.SignatureAnnotation, func(c sign.Chain) []byte { return c.Signature }),
 	chainFile("vendor.pub", sign.VendorPubAnnotation, func(c sign.Chain) []byte { return c.VendorPub }),
@@ -223,10 +224,16 @@ func chainFile(name, annotation string, part func(sign.Chain) []byte) imageFile 
 	return imageFile{name, listed, func(_ context.Context, i *image) (*Item, error) {
 		m, err := i.manifest()
 		if err != nil || !listed(i, m) {
-			return nil, cmpErr(err)
+			return nil, orAbsent(err)
 		}
 		chain, _, _ := sign.ReadChain(m.Doc.Annotations)
-		return fileOf(part(chain), i.snap.Attr, m.Attr.Mtime), nil
+		item := fileOf(part(chain), i.snap.Attr, m.Attr.Mtime)
+		blob, err := i.blob(i.entry.Digest)
+		if err != nil {
+			return nil, err
+		}
+		item.Mode &= blob.Mode
+		return item, nil
 	}}
 }
 
@@ -239,12 +246,42 @@ func (i *image) manifest() (*layout.Manifest, error) {
 	return m, err
 }
 
-// cmpErr is err, or errAbsent where there was no error.
-func cmpErr(err error) error {
+// orAbsent is err, or errAbsent where there was none.
+func orAbsent(err error) error {
 	if err == nil {
 		return errAbsent
 	}
 	return err
+}
+
+// blob is a blob that is shown outside of blobs/. It can be read by those only
+// who could read it there.
+func (i *image) blob(d digest.Digest) (*Item, error) {
+	item, err := blobItem(i.app, layout.BlobPath(d))
+	if err != nil {
+		return nil, err
+	}
+	for dir := path.Dir(layout.BlobPath(d)); dir != "."; dir = path.Dir(dir) {
+		at, err := i.app.Stat(dir)
+		if err != nil {
+			return nil, absent(err)
+		}
+		item.Mode &= through(at, item.UID, item.GID)
+	}
+	return item, nil
+}
+
+// through gives the read bits that a directory leaves to a file of that owner and
+// group in it: those of whom it lets pass.
+func through(dir layout.Attr, uid, gid uint32) fs.FileMode {
+	pass := dir.Mode.Perm() & 0o111 << 2
+	if dir.UID != uid { // then its owner's bit says nothing of the file's owner
+		pass = pass&^0o400 | pass&0o004<<6
+	}
+	if dir.GID != gid {
+		pass = pass&^0o040 | pass&0o004<<3
+	}
+	return pass
 }
 
 func word(v *sign.Verdict) []byte { return []byte(string(v.Status) + "\n") }
@@ -284,7 +321,7 @@ func manifestJSON(_ context.Context, i *image) (*Item, error) {
 	if i.entry.Digest == "" {
 		return nil, errAbsent
 	}
-	return blobItem(i.app, layout.BlobPath(i.entry.Digest))
+	return i.blob(i.entry.Digest)
 }
 
 // platformsDir is the directory platforms/ of an image directory. Its children

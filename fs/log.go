@@ -3,7 +3,6 @@ package fs
 import (
 	"fmt"
 	"os"
-	"strings"
 	"sync"
 	"time"
 )
@@ -28,12 +27,8 @@ type logLine struct {
 
 func newEventLog() *eventLog { return &eventLog{owner: uint32(os.Geteuid())} }
 
-// oneLine keeps what a name or an error holds from being taken for more
-// lines or fields.
-var oneLine = strings.NewReplacer("\n", `\n`, "\t", `\t`, "\r", `\r`, "\x1b", `\e`)
-
 func (l *eventLog) add(uid uint32, operation, path, outcome string) {
-	text := fmt.Sprintf("%s\t%d\t%s\t%s\t%s\n", time.Now().UTC().Format(time.RFC3339), uid, operation, oneLine.Replace(path), oneLine.Replace(outcome))
+	text := fmt.Sprintf("%s\t%d\t%s\t%s\t%s\n", time.Now().UTC().Format(time.RFC3339), uid, operation, escape(path, false), escape(outcome, false))
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.lines) == logLines {

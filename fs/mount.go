@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -156,21 +157,23 @@ func Unmount(dir string, lazy bool) error {
 	return nil
 }
 
-// IsMount says, by an error, that what is mounted on dir is not a mount of irfs.
-func IsMount(dir string) error {
+// FindMount gives the path that a mount of irfs has in the table of mounts, by any
+// path to it; an error if what is there is no mount of irfs.
+func FindMount(dir string) (string, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
-		return err
+		return "", err
 	}
-	// The last part is not looked at: the mount may be dead.
-	if parent, err := filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
-		abs = filepath.Join(parent, filepath.Base(abs))
+	if real, err := filepath.EvalSymlinks(abs); err == nil {
+		abs = real
+	} else if parent, err := filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
+		abs = filepath.Join(parent, filepath.Base(abs)) // the mount may be dead
 	}
 	at, err := mountAt(abs)
 	if err == nil && at.kind != "fuse.irfs" {
 		err = fmt.Errorf("%s: a mount of type %s, and not of irfs", dir, at.kind)
 	}
-	return err
+	return abs, err
 }
 
 // mountPoint checks the directory to mount on, and makes its path absolute.
@@ -229,7 +232,21 @@ type mountLine struct {
 	kind, source string
 }
 
-var unescapeMount = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+// unescapeMount undoes the octal escapes of a field (proc_pid_mountinfo(5)).
+func unescapeMount(field string) string {
+	var b strings.Builder
+	for i := 0; i < len(field); i++ {
+		if field[i] == '\\' && i+3 < len(field) {
+			if c, err := strconv.ParseUint(field[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(c))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(field[i])
+	}
+	return b.String()
+}
 
 // mountAt finds what is mounted on dir, the last if there are several, without
 // touching it.
@@ -242,12 +259,12 @@ func mountAt(dir string) (mountLine, error) {
 	for line := range strings.Lines(string(text)) {
 		before, after, _ := strings.Cut(line, " - ")
 		f, g := strings.Fields(before), strings.Fields(after)
-		if len(f) < 5 || len(g) < 2 || unescapeMount.Replace(f[4]) != dir {
+		if len(f) < 5 || len(g) < 2 || unescapeMount(f[4]) != dir {
 			continue
 		}
 		var major, minor uint32
 		fmt.Sscanf(f[2], "%d:%d", &major, &minor)
-		found = &mountLine{unix.Mkdev(major, minor), g[0], unescapeMount.Replace(g[1])}
+		found = &mountLine{unix.Mkdev(major, minor), g[0], unescapeMount(g[1])}
 	}
 	if found == nil {
 		return mountLine{}, fmt.Errorf("%s: nothing is mounted there", dir)

@@ -522,6 +522,26 @@ func TestKeyIsNowhere(t *testing.T) {
 	}
 }
 
+// TestControlFileHasNoPages: what is written to a control file, a key perhaps,
+// never comes into the page cache. A file without pages cannot be mapped.
+func TestControlFileHasNoPages(t *testing.T) {
+	w := newWorld(t, images(1))
+	for name, want := range map[string]error{"sign": syscall.ENODEV, "verify": nil} {
+		f, err := os.Open(w.mnt + "/app/tags/t0/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		page, err := unix.Mmap(int(f.Fd()), 0, 8, unix.PROT_READ, unix.MAP_SHARED)
+		if err != want {
+			t.Errorf("mapping %s: %v, want %v", name, err, want)
+		}
+		if err == nil {
+			unix.Munmap(page)
+		}
+	}
+}
+
 // TestTreeAsData: what a mount shows is what the tree says, file by file.
 func TestTreeAsData(t *testing.T) {
 	l := sample.New()

@@ -3,6 +3,8 @@ package fs
 import (
 	"fmt"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/opencontainers/go-digest"
 
@@ -57,4 +59,34 @@ func digestOf(name string) (digest.Digest, bool) {
 	}
 	d, err := layout.ParseDigest(name)
 	return d, err == nil
+}
+
+// Field is a name as one field of a line: control characters, and `%`, are
+// percent-encoded, so that no tag or app can look like more fields or lines.
+func Field(name string) string { return escape(name, true) }
+
+func escape(text string, percent bool) string {
+	if !strings.ContainsFunc(text, func(c rune) bool { return unicode.IsControl(c) || c == '%' && percent || c == utf8.RuneError }) {
+		return text
+	}
+	var b strings.Builder
+	for i, c := range text {
+		_, n := utf8.DecodeRuneInString(text[i:])
+		if unicode.IsControl(c) || c == '%' && percent || c == utf8.RuneError && n == 1 {
+			for _, x := range []byte(text[i : i+n]) {
+				fmt.Fprintf(&b, "%%%02X", x)
+			}
+			continue
+		}
+		b.WriteString(text[i : i+n])
+	}
+	return b.String()
+}
+
+// AppOf is the app that an archive of that file name becomes.
+func AppOf(name string) string {
+	for _, ext := range []string{".tar", ".oci"} {
+		name = strings.TrimSuffix(name, ext)
+	}
+	return name
 }

@@ -6,7 +6,9 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"hash"
+	iofs "io/fs"
 	"path"
 	"sync/atomic"
 	"syscall"
@@ -41,7 +43,7 @@ type mounted struct {
 // a collision of 64 bits.
 func (m *mounted) ino(path string, item *Item) uint64 {
 	h := hmac.New(sha256.New, m.secret[:])
-	h.Write([]byte(path))
+	fmt.Fprintf(h, "%s\x00%T", path, item.dir) // what was a namespace may become an app
 	if item.dir == nil && item.control == nil && item.live == nil {
 		numbers(h, 1, int64(item.Mode), int64(item.UID), int64(item.GID), item.Mtime, item.Size)
 		if s := item.stamp; item.blob != nil {
@@ -66,6 +68,9 @@ func (m *mounted) fill(out *fuse.Attr, item *Item) {
 		mode |= syscall.S_IFDIR
 	} else {
 		mode |= syscall.S_IFREG
+	}
+	if item.Mode&iofs.ModeSticky != 0 {
+		mode |= syscall.S_ISVTX
 	}
 	out.Mode, out.Owner = mode, fuse.Owner{Uid: item.UID, Gid: item.GID}
 	out.Size = uint64(item.Size)
@@ -126,11 +131,33 @@ func (n *dirNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 // lookupErrno: a directory that is gone itself is stale, so that the kernel
 // walks the whole path again instead of taking the name for missing.
 func (n *dirNode) lookupErrno(ctx context.Context, err error) syscall.Errno {
-	errno := errnoOf(err)
+	errno := n.m.errno(ctx, n.path, err)
 	if errno == syscall.ENOENT && n.path != "." {
 		if _, gone := n.dir.item(ctx); errors.Is(gone, errAbsent) {
-			return syscall.ESTALE
+			return n.gone()
 		}
+	}
+	return errno
+}
+
+// gone is what one gets who uses a directory that is not there any more. A digest
+// does not come back; for other names the kernel walks the path again.
+func (n *dirNode) gone() syscall.Errno {
+	d := n.dir
+	if p, ok := d.(*platformsDir); ok {
+		d = p.of
+	}
+	if image, ok := d.(*imageDir); ok && image.digest != "" {
+		return syscall.ENOENT
+	}
+	return syscall.ESTALE
+}
+
+// errno is errnoOf. What nobody foresaw goes into the log, in words.
+func (m *mounted) errno(ctx context.Context, path string, err error) syscall.Errno {
+	errno := errnoOf(err)
+	if errno == syscall.EIO {
+		m.tree.log.add(callerOf(ctx).UID, "read", path, err.Error())
 	}
 	return errno
 }
@@ -153,10 +180,10 @@ func (n *dirNode) node(at, name string, item *Item, ino uint64) gofs.InodeEmbedd
 func (n *dirNode) Getattr(ctx context.Context, _ gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
 	item, err := n.dir.item(ctx)
 	if errors.Is(err, errAbsent) {
-		return syscall.ESTALE
+		return n.gone()
 	}
 	if err != nil {
-		return errnoOf(err)
+		return n.m.errno(ctx, n.path, err)
 	}
 	n.m.fill(&out.Attr, item)
 	out.SetTimeout(timeout)
@@ -164,13 +191,11 @@ func (n *dirNode) Getattr(ctx context.Context, _ gofs.FileHandle, out *fuse.Attr
 }
 
 func (n *dirNode) Opendir(ctx context.Context) syscall.Errno {
-	if _, err := n.dir.item(ctx); err != nil {
-		if errors.Is(err, errAbsent) {
-			return syscall.ESTALE
-		}
-		return errnoOf(err)
+	_, err := n.dir.item(ctx)
+	if errors.Is(err, errAbsent) {
+		return n.gone()
 	}
-	return 0
+	return n.m.errno(ctx, n.path, err)
 }
 
 func (n *dirNode) Readdir(ctx context.Context) (gofs.DirStream, syscall.Errno) {
@@ -245,23 +270,23 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uin
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		return nil, 0, syscall.EPERM
 	}
+	pid := pidOf(ctx)
 	now, err := n.parent.lookup(ctx, n.name)
-	if errors.Is(err, errAbsent) {
-		return nil, 0, syscall.ESTALE
-	}
 	if err == nil && now.settle != nil {
 		now, err = now.settled(ctx)
 	}
-	if err != nil {
-		return nil, 0, errnoOf(err)
+	if err != nil && !errors.Is(err, errAbsent) {
+		return nil, 0, n.m.errno(ctx, n.path, err)
 	}
-	pid := pidOf(ctx)
-	if n.m.ino(n.path, now) == n.ino {
+	if err == nil && n.m.ino(n.path, now) == n.ino {
 		n.m.stale.done(pid)
 		return n.m.open(now, true)
 	}
-	if !n.m.stale.again(pid, n.path) {
+	switch {
+	case !n.m.stale.again(pid, n.path):
 		return nil, 0, syscall.ESTALE
+	case err != nil:
+		return nil, 0, syscall.ENOENT
 	}
 	return n.m.open(now, false)
 }

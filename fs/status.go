@@ -58,7 +58,7 @@ func (t *Tree) appStatus(ctx context.Context, name string, full bool) ([]Row, er
 		return nil, err
 	}
 	if snap.Err != nil {
-		return []Row{{"", sign.Report{App: name, Tags: []string{}, Status: sign.Corrupt, Reason: snap.Err.Error(), Layers: sign.LayersUnchecked}}}, nil
+		return []Row{{"", sign.BrokenApp(name, snap)}}, nil
 	}
 	var rows []Row
 	add := func(ref string, e layout.Entry) error {

@@ -236,7 +236,7 @@ func (d *plainDir) lookup(ctx context.Context, name string) (*Item, error) {
 		return (&metaDir{d.t}).item(ctx)
 	case isRoot && name == "import":
 		item := directory(emptyDir{}, at.Attr)
-		item.Mode = fs.ModeDir | at.Mode.Perm()
+		item.Mode = fs.ModeDir | at.Mode.Perm() | at.Mode&fs.ModeSticky
 		item.drop = true
 		return item, nil
 	case at.App:
@@ -248,7 +248,7 @@ func (d *plainDir) lookup(ctx context.Context, name string) (*Item, error) {
 		case "oci-layout", "index.json":
 			return blobItem(app, name)
 		case "blobs":
-			return (&blobsDir{app, name}).item(ctx)
+			return (&blobsDir{d.t, d.name, name}).item(ctx)
 		case "tags", "manifests":
 			return (&imagesDir{d.t, d.name, name}).item(ctx)
 		case ".irfs":
@@ -281,7 +281,7 @@ func (d *plainDir) list(ctx context.Context) ([]Name, error) {
 				list = append(list, Name{name, 0})
 			}
 		}
-		if _, err := (&blobsDir{app, "blobs"}).item(ctx); err == nil {
+		if _, err := (&blobsDir{d.t, d.name, "blobs"}).item(ctx); err == nil {
 			list = append(list, dirs("blobs")...)
 		}
 		list = append(list, dirs("tags", "manifests")...)
@@ -438,12 +438,17 @@ func (t *Tree) Check(ctx context.Context, app *layout.App, snap *layout.Snapshot
 // blobsDir is MNT/nginx/blobs/, whose children are sha256/ and sha512/, and
 // each of those, whose children are the blobs.
 type blobsDir struct {
-	app  *layout.App
+	t    *Tree
+	app  string
 	path string // in the layout
 }
 
 func (d *blobsDir) item(context.Context) (*Item, error) {
-	attr, err := d.app.Stat(d.path)
+	app, err := d.t.Registry.App(d.app)
+	if err != nil {
+		return nil, absent(err)
+	}
+	attr, err := app.Stat(d.path)
 	if err != nil || !attr.Mode.IsDir() {
 		return nil, absent(err)
 	}
@@ -455,17 +460,25 @@ func (d *blobsDir) lookup(ctx context.Context, name string) (*Item, error) {
 		if name != "sha256" && name != "sha512" {
 			return nil, errAbsent
 		}
-		return (&blobsDir{d.app, path.Join(d.path, name)}).item(ctx)
+		return (&blobsDir{d.t, d.app, path.Join(d.path, name)}).item(ctx)
 	}
 	if _, err := layout.ParseDigest(path.Base(d.path) + ":" + name); err != nil {
 		return nil, errAbsent
 	}
-	return blobItem(d.app, path.Join(d.path, name))
+	app, err := d.t.Registry.App(d.app)
+	if err != nil {
+		return nil, absent(err)
+	}
+	return blobItem(app, path.Join(d.path, name))
 }
 
 func (d *blobsDir) list(context.Context) ([]Name, error) {
+	app, err := d.t.Registry.App(d.app)
+	if err != nil {
+		return nil, absent(err)
+	}
 	top := d.path == "blobs"
-	names, err := d.app.List(d.path, top)
+	names, err := app.List(d.path, top)
 	if err != nil {
 		return nil, absent(err)
 	}

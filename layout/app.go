@@ -12,6 +12,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 const indexName = "index.json"
@@ -39,6 +40,20 @@ type readIndex struct {
 }
 
 func (a *App) open() (int, error) { return openDir(a.parent, a.Name) }
+
+// MayChange says, by an error, that this thread with its present rights may not
+// change the app.
+func (a *App) MayChange() error {
+	dirfd, err := a.open()
+	if err != nil {
+		return err
+	}
+	defer closeFD(dirfd)
+	if !mayCreate(dirfd) {
+		return pathError("change", a.Name, unix.EACCES)
+	}
+	return nil
+}
 
 // A Snapshot is what an app's index.json said at one instant. It never changes;
 // blobs are read, and checked against it, when they are asked for.
@@ -78,7 +93,7 @@ func (a *App) Snapshot() (*Snapshot, error) {
 	dirfd, err := a.open()
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) {
-			return nil, fmt.Errorf("%s: no such app: %w", a.Name, ErrNotFound)
+			return nil, kindf(ErrNotFound, "%s: no such app", a.Name)
 		}
 		return nil, err
 	}
@@ -223,7 +238,7 @@ func (s *Snapshot) Tag(tag string) (Entry, error) {
 	row, ok := s.tags[tag]
 	switch {
 	case !ok:
-		return Entry{}, fmt.Errorf("%s: no tag %q: %w", s.app.Name, tag, ErrNotFound)
+		return Entry{}, kindf(ErrNotFound, "%s: no tag %q", s.app.Name, tag)
 	case row == twice:
 		return Entry{Err: corruptf("%s: the tag %q is given twice", indexName, tag)}, nil
 	}
@@ -259,7 +274,7 @@ func (s *Snapshot) Digest(d digest.Digest) (Entry, error) {
 	}
 	e, ok, err := s.nested(d)
 	if err == nil && !ok {
-		err = fmt.Errorf("%s: no image or index %s: %w", s.app.Name, d, ErrNotFound)
+		err = kindf(ErrNotFound, "%s: no image or index %s", s.app.Name, d)
 	}
 	return e, err
 }

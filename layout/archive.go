@@ -42,7 +42,7 @@ type Staged struct {
 	owner Owner
 }
 
-const stagedName = "app"
+const stagedName = "archive" // also what errors call it
 
 // Stage takes in an OCI image archive: a tar of an image layout. Everything that
 // its index.json reaches has to be there and have the right digests;

@@ -43,7 +43,7 @@ func (l *locked) release() {
 func (a *App) lock(ctx context.Context) (*locked, error) {
 	deadline := time.NewTimer(LockWait)
 	defer deadline.Stop()
-	busy := fmt.Errorf("%s: another process is changing this app (waited %v): %w", a.Name, LockWait, ErrBusy)
+	busy := kindf(ErrBusy, "%s: another process is changing this app (waited %v)", a.Name, LockWait)
 	select {
 	case a.turn <- struct{}{}:
 	case <-ctx.Done():
@@ -174,7 +174,7 @@ func (a *App) change(ctx context.Context, try func(l *locked, snap *Snapshot, ra
 			return err
 		}
 		if time.Since(start) > LockWait || ctx.Err() != nil {
-			return fmt.Errorf("%s: another tool keeps changing this app: %w", a.Name, ErrBusy)
+			return kindf(ErrBusy, "%s: another tool keeps changing this app", a.Name)
 		}
 	}
 }
@@ -231,7 +231,7 @@ func (l *locked) read() (*Snapshot, []byte, sighting, error) {
 			return nil, nil, seen, snap.Err
 		}
 		if try == 10 {
-			return nil, nil, seen, fmt.Errorf("%s: another tool seems to be writing it (%w): %w", l.app.Name, snap.Err, ErrBusy)
+			return nil, nil, seen, kindf(ErrBusy, "%s: another tool seems to be writing it (%v)", l.app.Name, snap.Err)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
@@ -287,7 +287,7 @@ func (s *Snapshot) rewrite(raw []byte, edits []Edit) ([]newBlob, []byte, map[dig
 		}
 		n := r.nodes[e.Manifest.Digest]
 		if n == nil {
-			return nil, nil, nil, fmt.Errorf("%s: index.json does not reach it: %w", e.Manifest.Digest, ErrNotFound)
+			return nil, nil, nil, kindf(ErrNotFound, "%s: index.json does not reach it", e.Manifest.Digest)
 		}
 		if n.Err != nil {
 			return nil, nil, nil, n.Err
@@ -415,7 +415,7 @@ func (l *locked) putIndex(ctx context.Context, w *work, snap *Snapshot, seen sig
 		return errMoved
 	}
 	if !l.named() {
-		return fmt.Errorf("%s: the app was moved away while it was being changed: %w", l.app.Name, ErrBusy)
+		return kindf(ErrBusy, "%s: the app was moved away while it was being changed", l.app.Name)
 	}
 	if err := ctx.Err(); err != nil {
 		return err

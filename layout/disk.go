@@ -484,7 +484,7 @@ func statfs(fd int, name string) (st syscall.Statfs_t, err error) {
 
 // mayCreate says whether this process may create files in a directory.
 func mayCreate(dirfd int) bool {
-	return unix.Faccessat(dirfd, ".", unix.W_OK, unix.AT_EACCESS) == nil
+	return unix.Faccessat(dirfd, ".", unix.W_OK|unix.X_OK, unix.AT_EACCESS) == nil
 }
 
 // workName is where working files lie that need a name: in an app, or in the
@@ -513,7 +513,7 @@ func newWork(parent int) (*work, error) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	return nil, fmt.Errorf("%s: another process keeps it locked: %w", workName, ErrBusy)
+	return nil, kindf(ErrBusy, "%s: another process keeps it locked", workName)
 }
 
 // tryWork is one attempt at newWork; nil, nil when another process was in

@@ -46,7 +46,7 @@ func (a *App) Collect(ctx context.Context, grace time.Duration, dryRun bool) ([]
 			return nil
 		case !l.unchanged(snap, seen):
 			// What was unused may be what the other tool has just come to use.
-			return fmt.Errorf("%s: another tool is changing this app: %w", a.Name, ErrBusy)
+			return kindf(ErrBusy, "%s: another tool is changing this app", a.Name)
 		}
 		return unlink(l.dirfd, name)
 	})

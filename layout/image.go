@@ -456,7 +456,7 @@ func (a *App) List(name string, dirs bool) ([]string, error) {
 
 func notFound(name string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) {
-		return fmt.Errorf("%s: %w", name, ErrNotFound)
+		return kindf(ErrNotFound, "%s: not there", name)
 	}
 	return err
 }

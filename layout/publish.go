@@ -56,9 +56,9 @@ func (s *Staged) Publish(ctx context.Context, name string, onExist OnExist) ([]I
 		app, appErr := s.reg.App(name)
 		switch {
 		case appErr != nil:
-			err = fmt.Errorf("%s: a directory of that name is there, and is not an app: %w", name, ErrExist)
+			err = kindf(ErrExist, "%s: a directory of that name is there, and is not an app", name)
 		case onExist == OnExistFail:
-			err = fmt.Errorf("%s: the app is there already: %w", name, ErrExist)
+			err = kindf(ErrExist, "%s: the app is there already", name)
 		default:
 			err = s.merge(ctx, app, snap)
 		}
@@ -168,7 +168,7 @@ func (s *Staged) toAdd(snap, staged *Snapshot) ([][]byte, error) {
 		tag := d.Annotations[refName]
 		if row, ok := snap.tags[tag]; tag != "" && ok {
 			if row == twice || snap.index.Manifests[row].Digest != d.Digest {
-				return nil, fmt.Errorf("%s: the tag %q is there already, and names another image: %w", snap.app.Name, tag, ErrExist)
+				return nil, kindf(ErrExist, "%s: the tag %q is there already, and names another image", snap.app.Name, tag)
 			}
 			continue
 		}

@@ -82,11 +82,11 @@ type Dir struct {
 // ErrNotFound: there is no directory of that name, or one that cannot be an app.
 func (r *Registry) Dir(name string) (Dir, error) {
 	if name != "." && !appName(name) {
-		return Dir{}, fmt.Errorf("%s: %w", name, ErrNotFound)
+		return Dir{}, kindf(ErrNotFound, "%s: not a name that an app can have", name)
 	}
 	fd, err := openDir(r.fd, name)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) {
-		return Dir{}, fmt.Errorf("%s: no such app: %w", name, ErrNotFound)
+		return Dir{}, kindf(ErrNotFound, "%s: no such app", name)
 	}
 	if err != nil {
 		return Dir{}, err
@@ -151,7 +151,7 @@ func appName(name string) bool {
 // CheckName says why a new app cannot have that name (ErrName), or nil.
 func (r *Registry) CheckName(name string) error {
 	if !appName(name) || strings.ContainsFunc(name, func(c rune) bool { return c < ' ' || c == 0x7f || c == '\uFFFD' }) {
-		return fmt.Errorf("%q cannot be the name of an app: each part of it is 1 to %d bytes, does not begin with a dot and has no control characters: %w", name, MaxName, ErrName)
+		return kindf(ErrName, "%q cannot be the name of an app: each part of it is 1 to %d bytes, does not begin with a dot and has no control characters", name, MaxName)
 	}
 	parts := strings.Split(name, "/")
 	for i, part := range parts {
@@ -162,7 +162,7 @@ func (r *Registry) CheckName(name string) error {
 			inApp = err == nil && d.App
 		}
 		if Hidden(part, inApp, i == 0) {
-			return fmt.Errorf("%q cannot be the name of an app: a mount has a file %q there: %w", name, part, ErrName)
+			return kindf(ErrName, "%q cannot be the name of an app: a mount has a file %q there", name, part)
 		}
 	}
 	return nil
@@ -180,7 +180,7 @@ type Found struct {
 // maxDepth is how many directories deep a walk looks for apps.
 const maxDepth = 32
 
-// Apps walks the whole registry and gives every app in it, sorted by name,
+// Apps walks the whole registry and gives every app in it, sorted, before those in it,
 // also those that a mount hides; and symbolic links, which are not followed,
 // and directories that cannot be read, for either may be, or hold, an app.
 func (r *Registry) Apps() ([]Found, error) {
@@ -232,12 +232,14 @@ func (r *Registry) Apps() ([]Found, error) {
 func (r *Registry) App(name string) (*App, error) {
 	d, err := r.Dir(name)
 	if err == nil && !d.App {
-		err = fmt.Errorf("%s: no such app (it has no file oci-layout): %w", name, ErrNotFound)
+		err = kindf(ErrNotFound, "%s: no such app (it has no file oci-layout)", name)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if err != nil {
+	if errors.Is(err, ErrNotFound) {
 		delete(r.apps, name)
+	}
+	if err != nil {
 		return nil, err
 	}
 	a := r.apps[name]

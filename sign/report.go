@@ -32,6 +32,11 @@ type Report struct {
 	CA        string   `json:"ca"`
 }
 
+// BrokenApp is the report on an app whose index.json cannot be used.
+func BrokenApp(name string, snap *layout.Snapshot) Report {
+	return Report{App: name, Tags: []string{}, Status: Corrupt, Reason: snap.Err.Error(), Layers: LayersUnchecked}
+}
+
 // Report puts a verdict beside what it is about.
 func (v *Verdict) Report(app *layout.App, snap *layout.Snapshot, e layout.Entry) Report {
 	r := Report{

@@ -70,7 +70,7 @@ func TestDemo(t *testing.T) {
 
 // An ordinary container has no /dev/fuse.
 func TestDemoWithoutFuse(t *testing.T) {
-	own := []string{"unshare", "-m", "sh", "-ec", `mount -t tmpfs tmpfs /dev; mknod -m 666 /dev/null c 1 3; exec "$@"`, "sh"}
+	own := []string{"unshare", "-m", "--propagation", "slave", "sh", "-ec", `mount -t tmpfs tmpfs /dev; mknod -m 666 /dev/null c 1 3; exec "$@"`, "sh"}
 	withoutMount(t, own)
 }
 

@@ -11,5 +11,8 @@ func runExtractPublic(c *command, args []string) error {
 	if err != nil {
 		return err
 	}
+	if err := differ(*input, *output); err != nil {
+		return err
+	}
 	return writeFile(*output, key.Public().DER())
 }

@@ -7,9 +7,9 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"syscall"
 
+	irfs "irfs/fs"
 	"irfs/layout"
 )
 
@@ -70,7 +70,7 @@ func appName(app, file string) string {
 	if app != "" {
 		return app
 	}
-	return strings.TrimSuffix(filepath.Base(file), ".tar")
+	return irfs.AppOf(filepath.Base(file))
 }
 
 func publish(ctx context.Context, staged *layout.Staged, app string, mode layout.OnExist) error {
@@ -79,7 +79,7 @@ func publish(ctx context.Context, staged *layout.Staged, app string, mode layout
 		return err
 	}
 	for _, i := range list {
-		fmt.Printf("%s\t%s\t%s\n", i.App, i.Tag, i.Digest)
+		fmt.Printf("%s\t%s\t%s\n", irfs.Field(i.App), irfs.Field(i.Tag), i.Digest)
 	}
 	return nil
 }

@@ -158,11 +158,28 @@ func writeNew(name string, data []byte, mode os.FileMode) error {
 	return err
 }
 
+// differ refuses an output that would take the place of an input.
+func differ(input, output string) error {
+	in, err1 := os.Stat(input)
+	out, err2 := os.Stat(output)
+	if err1 == nil && err2 == nil && in.Mode().IsRegular() && os.SameFile(in, out) {
+		return fmt.Errorf("%s: is the same file as %s, which would be lost", output, input)
+	}
+	return nil
+}
+
 // writeFile writes a file, in the place of one that is there, whole or not at
 // all. What is not a regular file, such as /dev/stdout, is written to.
 func writeFile(name string, data []byte) error {
-	if st, err := os.Stat(name); err == nil && !st.Mode().IsRegular() {
-		return os.WriteFile(name, data, 0o644)
+	st, err := os.Stat(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return writeNew(name, data, 0o666)
+	}
+	if err != nil {
+		return err
+	}
+	if !st.Mode().IsRegular() {
+		return os.WriteFile(name, data, 0o666)
 	}
 	if real, err := filepath.EvalSymlinks(name); err == nil {
 		name = real
@@ -172,11 +189,7 @@ func writeFile(name string, data []byte) error {
 		return err
 	}
 	_, err = f.Write(data)
-	mode := os.FileMode(0o644)
-	if st, statErr := os.Stat(name); statErr == nil {
-		mode = st.Mode().Perm()
-	}
-	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
+	err = errors.Join(err, f.Chmod(st.Mode().Perm()), f.Sync(), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), name)
 	}

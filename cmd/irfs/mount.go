@@ -174,7 +174,7 @@ func (m *mountFlags) serve(registry, dir string) error {
 	}
 	// Before the mount is there, so that no signal is missed.
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	mount, err := irfs.NewTree(reg, trust).Mount(dir, m.options)
 	if err != nil {
 		return err
@@ -200,12 +200,19 @@ func untilUnmounted(mount *irfs.Mount, signals <-chan os.Signal, done <-chan str
 			return nil
 		case <-signals:
 		}
-		if first {
-			if err := mount.Unmount(); err != nil {
-				warn("%v; the mount stays until it is unused, or until a second signal", err)
-			}
-		} else if err := mount.Detach(); err != nil {
-			return err
+		err := mount.Unmount()
+		if err != nil && !first {
+			err = mount.Detach()
+		}
+		if err == nil {
+			<-done
+			return nil
+		}
+		select {
+		case <-done: // somebody else was faster
+			return nil
+		default:
+			warn("%v; the mount stays until it is unused, or until a second signal", err)
 		}
 	}
 }

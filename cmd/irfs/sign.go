@@ -10,6 +10,11 @@ func runSign(c *command, args []string) error {
 	if err := c.parse(flags, args, 0, 0, "key", "file", "signature"); err != nil {
 		return err
 	}
+	for _, input := range []string{*key, *file} {
+		if err := differ(input, *signature); err != nil {
+			return err
+		}
+	}
 	private, err := readPrivate(*key)
 	if err != nil {
 		return err

@@ -97,7 +97,7 @@ func print(rows []irfs.Row, asJSON bool) error {
 		fmt.Fprintln(w, "STATUS\tAPP\tREF\tPLATFORM\tDIGEST\tVENDOR")
 	}
 	for _, r := range rows {
-		line := strings.Join([]string{string(r.Status), r.App, dash(r.Ref), dash(r.Platform), dash(r.Digest), dash(r.Vendor)}, "\t") + "\n"
+		line := strings.Join([]string{string(r.Status), irfs.Field(r.App), field(r.Ref), field(r.Platform), field(r.Digest), field(r.Vendor)}, "\t") + "\n"
 		var err error
 		if term.IsTerminal(int(os.Stdout.Fd())) {
 			_, err = fmt.Fprint(w, line)
@@ -111,9 +111,10 @@ func print(rows []irfs.Row, asJSON bool) error {
 	return w.Flush()
 }
 
-func dash(s string) string {
+// field is a field of a line, "-" for an empty one.
+func field(s string) string {
 	if s == "" {
 		return "-"
 	}
-	return s
+	return irfs.Field(s)
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,8 +24,8 @@ func runUmount(c *command, args []string) error {
 	if err := c.parse(flags, args, 1, 1); err != nil {
 		return err
 	}
-	dir := flags.Arg(0)
-	if err := irfs.IsMount(dir); err != nil {
+	dir, err := irfs.FindMount(flags.Arg(0))
+	if err != nil {
 		return err
 	}
 	if *lazy {
@@ -32,7 +33,7 @@ func runUmount(c *command, args []string) error {
 	}
 	server := serverOf(dir)
 	defer unix.Close(server)
-	err := irfs.Unmount(dir, false)
+	err = irfs.Unmount(dir, false)
 	if errors.Is(err, syscall.EBUSY) {
 		return &irfs.Hint{Err: err, Text: "somebody uses it: fuser -vm " + dir + " tells who; irfs umount -l does it all the same"}
 	}
@@ -42,11 +43,18 @@ func runUmount(c *command, args []string) error {
 	return err
 }
 
-// serverOf gives a pidfd of the process that serves a mount, or -1.
+// serverOf gives a pidfd of the process that serves a mount, or -1. It does not
+// wait for a process that does not answer.
 func serverOf(dir string) int {
-	text, err := os.ReadFile(filepath.Join(dir, ".irfs/version"))
-	if err != nil {
-		return -1
+	answer := make(chan []byte, 1)
+	go func() {
+		text, _ := os.ReadFile(filepath.Join(dir, ".irfs/version"))
+		answer <- text
+	}()
+	var text []byte
+	select {
+	case text = <-answer:
+	case <-time.After(time.Second):
 	}
 	for line := range bytes.Lines(text) {
 		var pid int

@@ -37,6 +37,11 @@ func runVerifyImage(c *command, args []string) error {
 		return err
 	}
 	if snap.Err != nil {
+		if *asJSON {
+			os.Stdout.Write(sign.BrokenApp(image.app, snap).JSON())
+		} else {
+			fmt.Println(sign.Corrupt)
+		}
 		return &withCode{exitCodes[sign.Corrupt], fmt.Errorf("%s: %w", image.app, snap.Err)}
 	}
 	e, err := snap.Resolve(image.reference)
