@@ -3,7 +3,7 @@
 // is there as commands, with the flags of ir-sign.
 //
 //	irfs mount [-c ROOT-CA.PUB]... [-s VENDOR.PUB.SIG] [-f] [-o OPTIONS] REGISTRY MNT
-//	irfs umount MNT
+//	irfs umount [-l] MNT
 //
 //	irfs gen-key            -o VENDOR.PRV
 //	irfs extract-public     -i VENDOR.PRV -o VENDOR.PUB

@@ -43,7 +43,7 @@ var commands []*command
 func table() []*command {
 	return []*command{
 		{"mount", "[-c ROOT-CA.PUB]... [-s VENDOR.PUB.SIG] [-f] [-o OPTIONS] REGISTRY MNT", "show a registry as a filesystem", runMount},
-		{"umount", "MNT", "unmount it", runUmount},
+		{"umount", "[-l] MNT", "unmount it", runUmount},
 		{"gen-key", "-o VENDOR.PRV", "make a private key", runGenKey},
 		{"extract-public", "-i VENDOR.PRV -o VENDOR.PUB", "write the public half of a private key", runExtractPublic},
 		{"sign", "-k KEY.PRV -f FILE -s FILE.SIG", "make a detached signature of a file", runSign},
