@@ -75,6 +75,8 @@ func (n *controlNode) Write(ctx context.Context, h gofs.FileHandle, data []byte,
 		n.m.tree.log.add(caller.UID, "sign", d.path(), err.Error())
 		return 0, errnoOf(err)
 	}
+	ctx, stop := patient(ctx, caller.PID)
+	defer stop()
 	text, change, err := n.m.tree.command(ctx, d, bound, caller, n.m.device, data)
 	c.mu.Lock()
 	c.text = []byte(text + "\n" + usage)

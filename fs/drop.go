@@ -489,6 +489,8 @@ func (f *dropFile) complete() bool {
 // takeIn makes an app of the archive. The file is busy.
 func (f *dropFile) takeIn(ctx context.Context, name string) error {
 	caller, app := callerOf(ctx), AppOf(name)
+	ctx, stop := patient(ctx, caller.PID)
+	defer stop()
 	imported, err := f.m.tree.take(ctx, caller, app, io.NewSectionReader(f.scratch, 0, f.size), f.m.drops.onExist)
 	if err != nil {
 		f.m.drops.log(caller.UID, name, inWords(err))

@@ -273,7 +273,9 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uin
 	pid := pidOf(ctx)
 	now, err := n.parent.lookup(ctx, n.name)
 	if err == nil && now.settle != nil {
-		now, err = now.settled(ctx)
+		waiting, stop := patient(ctx, pid)
+		now, err = now.settled(waiting)
+		stop()
 	}
 	if err != nil && !errors.Is(err, errAbsent) {
 		return nil, 0, n.m.errno(ctx, n.path, err)

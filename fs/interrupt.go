@@ -1,0 +1,63 @@
+package fs
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// patient gives a context that ends when ctx does, but not because of a signal
+// that would not have ended the caller: a shell whose background job ends gets
+// SIGCHLD, and that is no reason to fail its write. The kernel tells only of the first
+// signal (FUSE_INTERRUPT), so after it the caller is looked at from time to time.
+// stop has to be called.
+func patient(ctx context.Context, pid uint32) (_ context.Context, stop func()) {
+	out, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case <-ctx.Done():
+		case <-out.Done():
+			return
+		}
+		for !interrupted(pid) {
+			select {
+			case <-time.After(50 * time.Millisecond):
+			case <-out.Done():
+				return
+			}
+		}
+		cancel()
+	}()
+	return out, func() {
+		cancel()
+		<-done
+	}
+}
+
+// idle are the signals that do nothing by default (signal(7)).
+const idle = 1<<(syscall.SIGCHLD-1) | 1<<(syscall.SIGURG-1) | 1<<(syscall.SIGWINCH-1) | 1<<(syscall.SIGCONT-1)
+
+// interrupted says whether a signal waits for a thread that it would not sleep
+// through, or the thread is gone.
+func interrupted(thread uint32) bool {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", thread))
+	if err != nil || thread == 0 {
+		return true
+	}
+	sets := map[string]uint64{}
+	for line := range strings.Lines(string(status)) {
+		name, value, _ := strings.Cut(line, ":")
+		switch name {
+		case "SigPnd", "ShdPnd", "SigBlk", "SigIgn":
+			var set uint64
+			fmt.Sscanf(value, "%x", &set)
+			sets[name] = set
+		}
+	}
+	return (sets["SigPnd"]|sets["ShdPnd"])&^(sets["SigBlk"]|sets["SigIgn"]|idle) != 0
+}
