@@ -26,7 +26,8 @@ const receiptFor = 30 * time.Second
 // that takes it in: what a killed rsync left must not stay for ever.
 const stagedFor = time.Hour
 
-// maxDrops is how many files there may be in import/ at a time.
+// maxDrops is how many files there may be in import/ at a time that were not
+// taken in yet.
 const maxDrops = 512
 
 // drops are the files in import/.
@@ -39,10 +40,14 @@ type drops struct {
 	made  int64
 }
 
-// sweep forgets the files whose time is over. d.mu is held.
-func (d *drops) sweep() {
+// sweep forgets the files whose time is over, and counts those that have an
+// archive in them, or will have: all but the receipts. d.mu is held.
+func (d *drops) sweep() (open int) {
 	for name, f := range d.files {
 		f.mu.Lock()
+		if f.scratch != nil {
+			open++
+		}
 		if !f.busy && f.handles == 0 && !f.expires.IsZero() && time.Now().After(f.expires) {
 			delete(d.files, name)
 			f.discard()
@@ -50,6 +55,7 @@ func (d *drops) sweep() {
 		}
 		f.mu.Unlock()
 	}
+	return open
 }
 
 // close frees what was dropped and not taken in.
@@ -136,15 +142,15 @@ func (n *dropDir) Create(ctx context.Context, name string, _ uint32, mode uint32
 		return nil, nil, 0, errnoOf(err)
 	}
 	d.mu.Lock()
-	d.sweep()
+	full := d.sweep() >= maxDrops
 	d.made++
-	made, full, there := d.made, len(d.files) >= maxDrops, d.files[name] != nil
+	made, there := d.made, d.files[name] != nil
 	d.mu.Unlock()
 	switch {
 	case there:
 		return nil, nil, 0, syscall.EEXIST
 	case full:
-		d.log(caller.UID, name, fmt.Sprintf("import/ holds %d files already; remove some, or wait", maxDrops))
+		d.log(caller.UID, name, fmt.Sprintf("import/ holds %d files already that were not taken in; remove some, or wait", maxDrops))
 		return nil, nil, 0, syscall.EDQUOT
 	}
 	f := &dropFile{m: n.m, name: name, owner: caller, mode: mode & 0o777, mtime: time.Now()}
