@@ -36,7 +36,7 @@ type Stamp struct {
 // Attr is what a file's status says of it besides its Stamp.
 type Attr struct {
 	Stamp
-	Mode     fs.FileMode // permission bits and type
+	Mode     fs.FileMode // permission bits, the sticky bit, and type
 	UID, GID uint32
 }
 
@@ -134,6 +134,9 @@ func closeFD(fd int) { unix.Close(fd) }
 
 func attrOf(st *unix.Stat_t) Attr {
 	mode := fs.FileMode(st.Mode & 0o777)
+	if st.Mode&unix.S_ISVTX != 0 {
+		mode |= fs.ModeSticky
+	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 	case unix.S_IFDIR:
