@@ -164,16 +164,25 @@ func FindMount(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if real, err := filepath.EvalSymlinks(abs); err == nil {
+	if real, err := realPath(abs); err == nil {
 		abs = real
-	} else if parent, err := filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
-		abs = filepath.Join(parent, filepath.Base(abs)) // the mount may be dead
 	}
 	at, err := mountAt(abs)
 	if err == nil && at.kind != "fuse.irfs" {
 		err = fmt.Errorf("%s: a mount of type %s, and not of irfs", dir, at.kind)
 	}
 	return abs, err
+}
+
+// realPath is a path without symbolic links. Unlike filepath.EvalSymlinks it asks
+// nothing of the file system that is mounted there, whose process may be dead or stopped.
+func realPath(name string) (string, error) {
+	fd, err := unix.Open(name, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	return os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
 }
 
 // mountPoint checks the directory to mount on, and makes its path absolute.
