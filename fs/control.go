@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path"
 	"slices"
 	"strings"
@@ -57,7 +58,7 @@ func parseCommand(data []byte) (*command, error) {
 		// It may be a key in some disguise, and must not be echoed as a path.
 		return nil, badCommand("not a path: it has a line end or another control character in it, or is no text")
 	}
-	if len(name) >= 60 && strings.Trim(name, base64) == "" {
+	if len(name) >= 60 && name[0] != '/' && strings.Trim(name, base64) == "" {
 		return nil, badCommand("this looks like a part of a key in base64; write a PEM file whole, with cat, or its path")
 	}
 	return &command{vendor: name}, nil
@@ -106,12 +107,7 @@ func (t *Tree) signer(ctx context.Context, c *command, read func(string) ([]byte
 	text := c.key
 	if text == nil {
 		if text, err = read(c.vendor); err != nil {
-			errno := errnoOf(err)
-			if strings.Trim(c.vendor, base64) == "" && (errno == syscall.ENOENT || errno == syscall.ENOTDIR) {
-				// It may be the last line of a key, and is not shown.
-				err = &fault{errno, "there is no file of the name that was written for the vendor's private key"}
-			}
-			return nil, "", err
+			return nil, "", unnamed(c.vendor, err)
 		}
 	}
 	vendor, err := sign.ParsePrivateKey(text)
@@ -161,6 +157,17 @@ func (t *Tree) signer(ctx context.Context, c *command, read func(string) ([]byte
 		from = ""
 	}
 	return s, from, nil
+}
+
+// unnamed is the error of opening a file without the name that was written, if
+// that may be a line of a key, as long as no file of that name was seen.
+func unnamed(name string, err error) error {
+	var at *fs.PathError
+	var errno syscall.Errno
+	if strings.Trim(name, base64) != "" || !errors.As(err, &at) || !errors.As(err, &errno) {
+		return err
+	}
+	return &fault{errno, fmt.Sprintf("the file that was named for the vendor's private key: %v", errno)}
 }
 
 func named(name string, err error) error {
