@@ -45,7 +45,7 @@ func (t *Tree) Status(ctx context.Context, full bool, hidden func(name, why stri
 			continue
 		}
 		if err != nil {
-			failed = append(failed, fmt.Errorf("%s: %w", found.Name, err))
+			failed = append(failed, fmt.Errorf("%s: %w", Field(found.Name), err))
 		}
 		rows = append(rows, more...)
 	}

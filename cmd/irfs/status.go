@@ -45,7 +45,7 @@ func runStatus(c *command, args []string) error {
 	}
 	ctx, stop := interruptible()
 	defer stop()
-	rows, err := tree.Status(ctx, *full, func(name, why string) { warn("%s is not shown: %s", name, why) })
+	rows, err := tree.Status(ctx, *full, func(name, why string) { warn("%s is not shown: %s", irfs.Field(name), irfs.Field(why)) })
 	if rows == nil && err != nil {
 		return err
 	}
