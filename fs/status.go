@@ -28,7 +28,7 @@ func (r Row) JSON() []byte {
 // Status gives a Row for every image of the registry, sorted by app and tag; with
 // full, every layer is read. hidden is told of what a mount does not show, and
 // why. The rows are there with the error too, which is of other apps.
-func (t *Tree) Status(ctx context.Context, full bool, hidden func(name, why string)) ([]Row, error) {
+func (t *Tree) Status(ctx context.Context, full bool, hidden func(layout.Found)) ([]Row, error) {
 	apps, err := t.Registry.Apps()
 	if err != nil {
 		return nil, err
@@ -37,7 +37,7 @@ func (t *Tree) Status(ctx context.Context, full bool, hidden func(name, why stri
 	var failed []error // one app's trouble does not hide the others
 	for _, found := range apps {
 		if !found.Shown {
-			hidden(found.Name, found.Why)
+			hidden(found)
 			continue
 		}
 		more, err := t.appStatus(ctx, found.Name, full)

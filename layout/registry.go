@@ -175,6 +175,8 @@ type Found struct {
 	// Shown is false for what a mount does not show; Why says the reason.
 	Shown bool
 	Why   string
+	// Unread is true for a directory that could not be looked into.
+	Unread bool
 }
 
 // maxDepth is how many directories deep a walk looks for apps.
@@ -202,7 +204,7 @@ func (r *Registry) Apps() ([]Found, error) {
 			return
 		}
 		if err != nil {
-			found = append(found, Found{Name: dir, Why: err.Error()})
+			found = append(found, Found{Name: dir, Unread: true, Why: err.Error()})
 			return
 		}
 		if at.App {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/term"
 
 	irfs "irfs/fs"
+	"irfs/layout"
 	"irfs/sign"
 )
 
@@ -45,7 +46,11 @@ func runStatus(c *command, args []string) error {
 	}
 	ctx, stop := interruptible()
 	defer stop()
-	rows, err := tree.Status(ctx, *full, func(name, why string) { warn("%s is not shown: %s", irfs.Field(name), irfs.Field(why)) })
+	unread := false
+	rows, err := tree.Status(ctx, *full, func(f layout.Found) {
+		unread = unread || f.Unread
+		warn("%s is not shown: %s", irfs.Field(f.Name), irfs.Field(f.Why))
+	})
 	if rows == nil && err != nil {
 		return err
 	}
@@ -61,8 +66,11 @@ func runStatus(c *command, args []string) error {
 	if err := errors.Join(print(rows, *asJSON), err); err != nil {
 		return err
 	}
-	if *check && worst != sign.Verified {
+	switch {
+	case *check && worst != sign.Verified:
 		return exit(exitCodes[worst])
+	case *check && unread:
+		return errors.New("not every directory of the registry could be looked into")
 	}
 	return nil
 }
