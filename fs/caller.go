@@ -28,9 +28,6 @@ type Caller struct{ PID, UID, GID uint32 }
 // most sign.MaxKeyFile bytes, and not lie on the file system notOn, the mount
 // itself. No lock may be held: opening can end up in this very process.
 func readAs(ctx context.Context, c Caller, notOn uint64, name string) ([]byte, error) {
-	if c.PID == 0 {
-		return nil, &fault{syscall.EACCES, fmt.Sprintf("%s: the caller is in another pid namespace, so its rights cannot be known; write the key itself instead of its path", name)}
-	}
 	if name == "" || strings.IndexByte(name, 0) >= 0 {
 		return nil, &fault{errCommand, "not a path"}
 	}
@@ -45,11 +42,48 @@ func readAs(ctx context.Context, c Caller, notOn uint64, name string) ([]byte, e
 		data, err = readSmall(file)
 		return err
 	})
+	if errors.Is(err, errView) { // says nothing of the name, which may be no name
+		return nil, &fault{errView, err.Error() + "; write the key itself: cat KEY > sign"}
+	}
 	if err != nil {
 		return nil, err
 	}
 	return data, nil
 }
+
+// listAs lists the files *.pub in a directory as the caller would; isDir is
+// false for what is not a directory.
+func listAs(ctx context.Context, c Caller, notOn uint64, name string) (list []string, isDir bool, err error) {
+	err = as(ctx, c, func(v *view) error {
+		fd, err := v.openat2(name, unix.O_PATH)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil || st.Dev == notOn || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			return err
+		}
+		isDir = true
+		if fd, err = v.openat2(name, unix.O_RDONLY|unix.O_DIRECTORY); err != nil {
+			return err
+		}
+		dir := os.NewFile(uintptr(fd), name)
+		defer dir.Close()
+		names, err := dir.Readdirnames(-1)
+		for _, n := range names {
+			if strings.HasSuffix(n, ".pub") {
+				list = append(list, strings.TrimSuffix(name, "/")+"/"+n)
+			}
+		}
+		slices.Sort(list)
+		return err
+	})
+	return list, isDir, err
+}
+
+// errView: it cannot be known what the caller may do. EACCES.
+var errView = errors.New("unknown caller")
 
 // as runs do on a thread that has the caller's rights.
 func as(ctx context.Context, c Caller, do func(*view) error) error {
@@ -104,13 +138,16 @@ type view struct {
 }
 
 func viewOf(c Caller) (*view, error) {
+	if c.PID == 0 {
+		return nil, &fault{errView, "the caller is in another pid namespace, so nobody knows what it may do"}
+	}
 	proc := fmt.Sprintf("/proc/%d/", c.PID)
 	gone := func(err error) error {
-		return &fault{syscall.EACCES, fmt.Sprintf("the caller's root and working directory cannot be seen (%v)", err)}
+		return &fault{errView, fmt.Sprintf("the caller's root and working directory cannot be seen (%v)", err)}
 	}
 	v := &view{Caller: c, root: -1, cwd: -1, own: os.Geteuid() != 0}
 	if v.own && c.UID != uint32(os.Geteuid()) {
-		return nil, &fault{syscall.EACCES, "this mount's process cannot open files for another user; write the key itself: cat KEY > sign"}
+		return nil, &fault{errView, "this mount's process has no right to act for another user"}
 	}
 	var err error
 	if v.root, err = unix.Open(proc+"root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
@@ -139,7 +176,7 @@ func viewOf(c Caller) (*view, error) {
 	}
 	if v.own && !(sameRoot(v.root) && sameNamespace(proc) && v.hasOurGroups()) {
 		v.close()
-		return nil, &fault{syscall.EACCES, "the caller has another root directory, or fewer groups, than this mount's process; write the key itself: cat KEY > sign"}
+		return nil, &fault{errView, "the caller has another root directory, or fewer groups, than this mount's process"}
 	}
 	return v, nil
 }

@@ -103,7 +103,7 @@ func parseFlags(text string) (*command, error) {
 
 // signer reads, as the caller, what a command names. from tells where the
 // certificate came from if the command did not say.
-func (t *Tree) signer(ctx context.Context, c *command, read func(string) ([]byte, error)) (s *sign.Signer, from string, err error) {
+func (t *Tree) signer(c *command, read func(string) ([]byte, error), list func(string) ([]string, bool, error)) (s *sign.Signer, from string, err error) {
 	text := c.key
 	if text == nil {
 		if text, err = read(c.vendor); err != nil {
@@ -129,7 +129,11 @@ func (t *Tree) signer(ctx context.Context, c *command, read func(string) ([]byte
 	trust := t.Verifier.Trust
 	if len(c.caPubs) > 0 {
 		var cas []*sign.PublicKey
-		for _, name := range c.caPubs {
+		names, err := expand(c.caPubs, list)
+		if err != nil {
+			return nil, "", err
+		}
+		for _, name := range names {
 			text, err := read(name)
 			if err != nil {
 				return nil, "", err
@@ -168,6 +172,24 @@ func unnamed(name string, err error) error {
 		return err
 	}
 	return &fault{errno, fmt.Sprintf("the file that was named for the vendor's private key: %v", errno)}
+}
+
+// expand puts the *.pub of each directory in the place of its name.
+func expand(names []string, list func(string) ([]string, bool, error)) ([]string, error) {
+	var files []string
+	for _, name := range names {
+		in, isDir, err := list(name)
+		switch {
+		case err != nil:
+			return nil, err
+		case !isDir:
+			in = []string{name}
+		case len(in) == 0:
+			return nil, &fault{errNoKey, name + ": there is no *.pub in this directory"}
+		}
+		files = append(files, in...)
+	}
+	return files, nil
 }
 
 func named(name string, err error) error {
@@ -302,7 +324,7 @@ func resigned(snap *layout.Snapshot, bound []digest.Digest) (layout.Entry, error
 	return found[0], nil
 }
 
-// Command carries out what a caller wrote to the control file of an image
+// command carries out what a caller wrote to the control file of an image
 // directory that was opened on bound. text is the outcome in words, good or
 // bad; notOn is the mount's device. change is nil if nothing was done.
 func (t *Tree) command(ctx context.Context, d *imageDir, bound []digest.Digest, c Caller, notOn uint64, data []byte) (text string, change *layout.Change, err error) {
@@ -314,7 +336,8 @@ func (t *Tree) command(ctx context.Context, d *imageDir, bound []digest.Digest, 
 		if cmd, err = parseCommand(data); err == nil {
 			var signer *sign.Signer
 			read := func(name string) ([]byte, error) { return readAs(ctx, c, notOn, name) }
-			if signer, from, err = t.signer(ctx, cmd, read); err == nil {
+			list := func(name string) ([]string, bool, error) { return listAs(ctx, c, notOn, name) }
+			if signer, from, err = t.signer(cmd, read, list); err == nil {
 				if !t.Verifier.Trust.Has(signer.CA()) {
 					note = "; this mount does not trust root CA " + signer.CA().Fingerprint()
 				}

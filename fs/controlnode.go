@@ -29,7 +29,8 @@ var (
 // controlHandle remembers who opened the file, and on what.
 type controlHandle struct {
 	caller Caller
-	bound  func() ([]digest.Digest, error)
+	bound  []digest.Digest // see imageDir.bound
+	err    error           // of finding that out
 
 	mu   sync.Mutex
 	text []byte // what reading it gives
@@ -45,8 +46,7 @@ func (n *controlNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, 
 	}
 	h := &controlHandle{caller: callerOf(ctx), text: now.data}
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
-		bound, err := n.item.control.bound()
-		h.bound = func() ([]digest.Digest, error) { return bound, err }
+		h.bound, h.err = n.item.control.bound()
 	}
 	// With PARALLEL_DIRECT_WRITES a writer that waits for another one can be killed.
 	return h, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES, 0
@@ -70,14 +70,13 @@ func (n *controlNode) Write(ctx context.Context, h gofs.FileHandle, data []byte,
 		n.m.tree.log.add(caller.UID, "sign", d.path(), "refused: the file was opened by another user")
 		return 0, errnoOf(errCaller)
 	}
-	bound, err := c.bound()
-	if err != nil {
-		n.m.tree.log.add(caller.UID, "sign", d.path(), err.Error())
-		return 0, errnoOf(err)
+	if c.err != nil {
+		n.m.tree.log.add(caller.UID, "sign", d.path(), c.err.Error())
+		return 0, errnoOf(c.err)
 	}
 	ctx, stop := patient(ctx, caller.PID)
 	defer stop()
-	text, change, err := n.m.tree.command(ctx, d, bound, caller, n.m.device, data)
+	text, change, err := n.m.tree.command(ctx, d, c.bound, caller, n.m.device, data)
 	c.mu.Lock()
 	c.text = []byte(text + "\n" + usage)
 	c.mu.Unlock()

@@ -86,7 +86,6 @@ func staged(name string) bool { return strings.HasPrefix(name, ".") }
 type dropDir struct {
 	gofs.Inode
 	refusing
-	m      *mounted
 	parent dir
 }
 
@@ -153,7 +152,7 @@ func (n *dropDir) Create(ctx context.Context, name string, _ uint32, mode uint32
 		d.log(caller.UID, name, fmt.Sprintf("import/ holds %d files already that were not taken in; remove some, or wait", maxDrops))
 		return nil, nil, 0, syscall.EDQUOT
 	}
-	f := &dropFile{m: n.m, name: name, owner: caller, mode: mode & 0o777, mtime: time.Now()}
+	f := &dropFile{refusing: refusing{n.m, path.Join(n.path, name)}, name: name, owner: caller, mode: mode & 0o777, mtime: time.Now()}
 	var err error
 	if f.scratch, err = n.m.tree.Registry.NewScratch(); err != nil {
 		d.log(caller.UID, name, err.Error())
@@ -222,7 +221,7 @@ func (n *dropDir) Rename(ctx context.Context, name string, to gofs.InodeEmbedder
 	case f == nil:
 		return syscall.ENOENT
 	case to.EmbeddedInode().StableAttr() != n.StableAttr() || !staged(name) || flags&^1 != 0: // RENAME_NOREPLACE
-		return syscall.EPERM
+		return n.refuse(ctx, "rename", name)
 	}
 	if err := d.checkName(toName); err != nil {
 		d.log(callerOf(ctx).UID, toName, err.Error())
@@ -262,7 +261,6 @@ func (n *dropDir) Rename(ctx context.Context, name string, to gofs.InodeEmbedder
 type dropFile struct {
 	gofs.Inode
 	refusing
-	m     *mounted
 	owner Caller // who created it
 
 	// mu is held for moments only: lookup and stat want it, and whoever waits
@@ -274,7 +272,8 @@ type dropFile struct {
 	size     int64
 	written  bool
 	unlinked bool
-	taken    int // how often it was taken in
+	told     bool // the log says what became of it
+	taken    int  // how often it was taken in
 	handles  int
 	mode     uint32
 	mtime    time.Time
@@ -403,7 +402,7 @@ func (f *dropFile) again(h gofs.FileHandle) syscall.Errno {
 	if err != nil {
 		return errnoOf(err)
 	}
-	f.scratch, f.size, f.written, f.expires = scratch, 0, false, time.Time{}
+	f.scratch, f.size, f.written, f.told, f.expires = scratch, 0, false, false, time.Time{}
 	return 0
 }
 
@@ -478,7 +477,7 @@ func (f *dropFile) Flush(ctx context.Context, h gofs.FileHandle) syscall.Errno {
 	if process(pidOf(ctx)) != h.(*dropHandle).process {
 		return 0 // a child closed its copy
 	}
-	f.m.drops.log(callerOf(ctx).UID, name, "archive: it ends before its end-of-archive blocks; nothing was imported")
+	f.m.drops.log(callerOf(ctx).UID, name, f.cutOff())
 	return errnoOf(layout.ErrCorrupt)
 }
 
@@ -492,6 +491,20 @@ func (f *dropFile) complete() bool {
 	return err == nil && len(bytes.Trim(end, "\x00")) == 0
 }
 
+// cutOff says what is wrong with an archive that is not complete. The log has it
+// then. The file is busy.
+func (f *dropFile) cutOff() string {
+	f.mu.Lock()
+	f.told = true
+	f.mu.Unlock()
+	head := make([]byte, 8)
+	n, _ := f.scratch.ReadAt(head, 0)
+	if kind := layout.Compressed(head[:n]); kind != "" {
+		return "archive: compressed by " + kind + ", which is not supported yet; nothing was imported"
+	}
+	return "archive: it ends before its end-of-archive blocks; nothing was imported"
+}
+
 // takeIn makes an app of the archive. The file is busy.
 func (f *dropFile) takeIn(ctx context.Context, name string) error {
 	caller, app := callerOf(ctx), AppOf(name)
@@ -499,6 +512,9 @@ func (f *dropFile) takeIn(ctx context.Context, name string) error {
 	defer stop()
 	imported, err := f.m.tree.take(ctx, caller, app, io.NewSectionReader(f.scratch, 0, f.size), f.m.drops.onExist)
 	if err != nil {
+		f.mu.Lock()
+		f.told = true
+		f.mu.Unlock()
 		f.m.drops.log(caller.UID, name, inWords(err))
 		return err
 	}
@@ -524,10 +540,11 @@ func (t *Tree) take(ctx context.Context, c Caller, name string, archive io.Reade
 		return nil, err
 	}
 	defer staged.Discard()
-	if app, err := t.Registry.App(name); err == nil {
+	staged.May = func(app *layout.App) error {
 		if err := as(ctx, c, func(*view) error { return app.MayChange() }); err != nil {
-			return nil, fmt.Errorf("the app %s is there already, and not yours to change: %w", name, err)
+			return fmt.Errorf("the app %s is there already, and you may not change it: %w", name, err)
 		}
+		return nil
 	}
 	return staged.Publish(ctx, name, onExist)
 }
@@ -551,6 +568,9 @@ func (f *dropFile) Release(context.Context, gofs.FileHandle) syscall.Errno {
 	case staged(f.name) && !f.unlinked:
 		f.expires = time.Now().Add(stagedFor)
 	default:
+		if !f.told && !f.unlinked {
+			f.m.drops.log(f.owner.UID, f.name, "archive: closed before it was complete; nothing was imported")
+		}
 		f.discard()
 		f.expires = time.Now()
 	}

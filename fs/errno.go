@@ -37,6 +37,7 @@ var errnos = []struct {
 	{context.DeadlineExceeded, syscall.EINTR},
 	{errCommand, syscall.EINVAL},
 	{errCaller, syscall.EPERM},
+	{errView, syscall.EACCES},
 	{errNoKey, syscall.ENOKEY},
 	{errStale, syscall.ESTALE},
 	{sign.ErrImage, syscall.EINVAL},

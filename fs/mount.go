@@ -77,7 +77,7 @@ func (t *Tree) Mount(dir string, o Options) (*Mount, error) {
 	m.drops = &drops{mounted: m, onExist: o.OnExist, files: map[string]*dropFile{}}
 	rand.Read(m.secret[:])
 	t.certificate, t.certificateFrom = o.Certificate, o.CertificateFrom
-	node := &dirNode{m: m, path: ".", dir: &plainDir{t, "."}}
+	node := &dirNode{refusing: refusing{m, "."}, dir: &plainDir{t, "."}}
 	m.root = &node.Inode
 
 	options := &gofs.Options{RootStableAttr: &gofs.StableAttr{Ino: 1}, NullPermissions: true}

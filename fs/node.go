@@ -100,9 +100,7 @@ func callerOf(ctx context.Context) Caller {
 type dirNode struct {
 	gofs.Inode
 	refusing
-	m    *mounted
-	path string // in the mount, "." its root
-	dir  dir
+	dir dir
 }
 
 var (
@@ -163,12 +161,13 @@ func (m *mounted) errno(ctx context.Context, path string, err error) syscall.Err
 }
 
 func (n *dirNode) node(at, name string, item *Item, ino uint64) gofs.InodeEmbedder {
-	base := shown{m: n.m, path: at, parent: n.dir, name: name, item: item, ino: ino}
+	here := refusing{n.m, at}
+	base := shown{refusing: here, parent: n.dir, name: name, item: item, ino: ino}
 	switch {
 	case item.drop:
-		return &dropDir{m: n.m, parent: n.dir}
+		return &dropDir{refusing: here, parent: n.dir}
 	case item.dir != nil:
-		return &dirNode{m: n.m, path: at, dir: item.dir}
+		return &dirNode{refusing: here, dir: item.dir}
 	case item.control != nil:
 		return &controlNode{shown: base}
 	case item.live != nil:
@@ -235,8 +234,6 @@ func (m *mounted) statfs(out *fuse.StatfsOut) syscall.Errno {
 // it was found.
 type shown struct {
 	refusing
-	m      *mounted
-	path   string
 	parent dir
 	name   string
 	item   *Item
@@ -268,7 +265,7 @@ func (n *fileNode) Getattr(_ context.Context, _ gofs.FileHandle, out *fuse.AttrO
 
 func (n *fileNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uint32, syscall.Errno) {
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
-		return nil, 0, syscall.EPERM
+		return nil, 0, n.refuse(ctx, "open for writing", "")
 	}
 	pid := pidOf(ctx)
 	now, err := n.parent.lookup(ctx, n.name)
@@ -388,7 +385,7 @@ func (n *liveNode) Getattr(ctx context.Context, h gofs.FileHandle, out *fuse.Att
 
 func (n *liveNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uint32, syscall.Errno) {
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
-		return nil, 0, syscall.EPERM
+		return nil, 0, n.refuse(ctx, "open for writing", "")
 	}
 	return &dataHandle{n.item.live(callerOf(ctx).UID)}, fuse.FOPEN_DIRECT_IO, 0
 }
@@ -399,28 +396,48 @@ func (n *liveNode) Read(_ context.Context, h gofs.FileHandle, dest []byte, off i
 
 // refusing answers what cannot be done anywhere in the tree. go-fuse's
 // defaults for some of these would say that it was done.
-type refusing struct{}
+type refusing struct {
+	m    *mounted
+	path string // in the mount, "." its root
+}
 
-func (refusing) Unlink(context.Context, string) syscall.Errno { return syscall.EPERM }
-func (refusing) Rmdir(context.Context, string) syscall.Errno  { return syscall.EPERM }
-func (refusing) Rename(context.Context, string, gofs.InodeEmbedder, string, uint32) syscall.Errno {
+func (r *refusing) refuse(ctx context.Context, operation, name string) syscall.Errno {
+	r.m.tree.log.add(callerOf(ctx).UID, operation, path.Join(r.path, name), "refused: this can only be read")
 	return syscall.EPERM
 }
-func (refusing) Mkdir(context.Context, string, uint32, *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
-	return nil, syscall.EPERM
+
+func (r *refusing) Unlink(ctx context.Context, name string) syscall.Errno {
+	return r.refuse(ctx, "unlink", name)
 }
-func (refusing) Mknod(context.Context, string, uint32, uint32, *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
-	return nil, syscall.EPERM
+
+func (r *refusing) Rmdir(ctx context.Context, name string) syscall.Errno {
+	return r.refuse(ctx, "rmdir", name)
 }
-func (refusing) Symlink(context.Context, string, string, *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
-	return nil, syscall.EPERM
+
+func (r *refusing) Rename(ctx context.Context, name string, _ gofs.InodeEmbedder, _ string, _ uint32) syscall.Errno {
+	return r.refuse(ctx, "rename", name)
 }
-func (refusing) Link(context.Context, gofs.InodeEmbedder, string, *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
-	return nil, syscall.EPERM
+
+func (r *refusing) Mkdir(ctx context.Context, name string, _ uint32, _ *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
+	return nil, r.refuse(ctx, "mkdir", name)
 }
-func (refusing) Create(context.Context, string, uint32, uint32, *fuse.EntryOut) (*gofs.Inode, gofs.FileHandle, uint32, syscall.Errno) {
-	return nil, nil, 0, syscall.EPERM
+
+func (r *refusing) Mknod(ctx context.Context, name string, _, _ uint32, _ *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
+	return nil, r.refuse(ctx, "mknod", name)
 }
-func (refusing) Setattr(context.Context, gofs.FileHandle, *fuse.SetAttrIn, *fuse.AttrOut) syscall.Errno {
-	return syscall.EPERM
+
+func (r *refusing) Symlink(ctx context.Context, _, name string, _ *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
+	return nil, r.refuse(ctx, "symlink", name)
+}
+
+func (r *refusing) Link(ctx context.Context, _ gofs.InodeEmbedder, name string, _ *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
+	return nil, r.refuse(ctx, "link", name)
+}
+
+func (r *refusing) Create(ctx context.Context, name string, _, _ uint32, _ *fuse.EntryOut) (*gofs.Inode, gofs.FileHandle, uint32, syscall.Errno) {
+	return nil, nil, 0, r.refuse(ctx, "create", name)
+}
+
+func (r *refusing) Setattr(ctx context.Context, _ gofs.FileHandle, _ *fuse.SetAttrIn, _ *fuse.AttrOut) syscall.Errno {
+	return r.refuse(ctx, "setattr", "")
 }

@@ -12,7 +12,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 )
 
 const indexName = "index.json"
@@ -49,10 +48,7 @@ func (a *App) MayChange() error {
 		return err
 	}
 	defer closeFD(dirfd)
-	if !mayCreate(dirfd) {
-		return pathError("change", a.Name, unix.EACCES)
-	}
-	return nil
+	return mayCreate(dirfd, a.Name)
 }
 
 // A Snapshot is what an app's index.json said at one instant. It never changes;

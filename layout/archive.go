@@ -2,6 +2,7 @@ package layout
 
 import (
 	"archive/tar"
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -36,6 +37,10 @@ type Imported struct {
 // published or discarded.
 type Staged struct {
 	App *App // may be read, and changed, like any other
+
+	// May, if set, is asked before the archive is added to an app that is there,
+	// which is locked then; its error refuses that.
+	May func(*App) error
 
 	reg   *Registry
 	work  *work
@@ -85,7 +90,12 @@ func (s *Staged) unpack(ctx context.Context, archive io.Reader) error {
 	if err := s.mkdir(dirfd, "blobs"); err != nil {
 		return err
 	}
-	tail := &tail{r: &readFrom{ctx: ctx, r: archive}}
+	head := bufio.NewReader(archive)
+	begin, _ := head.Peek(8)
+	if kind := Compressed(begin); kind != "" {
+		return corruptf("archive: compressed by %s, which is not supported yet; unpack it first", kind)
+	}
+	tail := &tail{r: &readFrom{ctx: ctx, r: head}}
 	entries := tar.NewReader(tail)
 	seen := map[string]bool{}
 	var padding int64
@@ -213,6 +223,18 @@ func (s *Staged) write(dirfd int, name string, r io.Reader) error {
 		return err
 	}
 	return fsync(fd, name)
+}
+
+// Compressed names the program that compressed a file which begins so, or "".
+func Compressed(head []byte) string {
+	for _, magic := range []struct{ bytes, name string }{
+		{"\x1f\x8b", "gzip"}, {"\x28\xb5\x2f\xfd", "zstd"}, {"\xfd7zXZ\x00", "xz"}, {"BZh", "bzip2"},
+	} {
+		if bytes.HasPrefix(head, []byte(magic.bytes)) {
+			return magic.name
+		}
+	}
+	return ""
 }
 
 // tail watches what an archive ends with.

@@ -165,6 +165,7 @@ func (a *App) change(ctx context.Context, try func(l *locked, snap *Snapshot, ra
 		return err
 	}
 	defer l.release()
+	clean(a.parent) // what a killed import left in the registry
 	for start := time.Now(); ; {
 		snap, raw, seen, err := l.read()
 		if err != nil {
@@ -173,7 +174,10 @@ func (a *App) change(ctx context.Context, try func(l *locked, snap *Snapshot, ra
 		if err = try(l, snap, raw, seen); !errors.Is(err, errMoved) {
 			return err
 		}
-		if time.Since(start) > LockWait || ctx.Err() != nil {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if time.Since(start) > LockWait {
 			return kindf(ErrBusy, "%s: another tool keeps changing this app", a.Name)
 		}
 	}
@@ -244,8 +248,71 @@ type newBlob struct {
 	old   digest.Digest // the blob whose owner and mode it takes
 }
 
+// A rewriting is what a change makes of the documents that it touches.
+type rewriting struct {
+	blobs []newBlob // each once, those in an index before it
+	moves map[digest.Digest]move
+	was   map[digest.Digest][]byte // the bytes of what moves
+}
+
+// put notes what a document becomes, if that is anything else.
+func (w *rewriting) put(d v1.Descriptor, was, is []byte, limit int) error {
+	if bytes.Equal(was, is) {
+		return nil
+	}
+	if len(is) > limit {
+		return limitf("%s: would grow to %d bytes, over the limit of %d", d.Digest, len(is), limit)
+	}
+	old := d.Digest
+	d.Digest, d.Size, d.Data = old.Algorithm().FromBytes(is), int64(len(is)), nil
+	w.moves[old] = move{Digest: d.Digest, Size: d.Size, Bytes: is}
+	w.was[old] = was
+	w.blobs = append(w.blobs, newBlob{d, is, old})
+	return nil
+}
+
+// annotate puts the edits, which have to be of manifests that r reaches.
+func (w *rewriting) annotate(r *reached, edits []Edit) error {
+	for _, e := range edits {
+		n := r.nodes[e.Manifest.Digest]
+		if n == nil {
+			return kindf(ErrNotFound, "%s: index.json does not reach it", e.Manifest.Digest)
+		}
+		if n.Err != nil {
+			return n.Err
+		}
+		is, err := setAnnotations(e.Manifest.Bytes, e.Set)
+		if err == nil {
+			err = w.put(e.Manifest.Descriptor, e.Manifest.Bytes, is, MaxManifest)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", e.Manifest.Digest, err)
+		}
+	}
+	return nil
+}
+
+// reindex puts an index whose children have moved.
+func (w *rewriting) reindex(dirfd int, n *node) error {
+	if n.Err != nil {
+		return n.Err
+	}
+	was, _, _, err := readBlob(dirfd, n.Descriptor, MaxIndex, nil)
+	if err != nil {
+		return err
+	}
+	is, err := moveDescriptors(was, w.moves)
+	if err == nil {
+		err = w.put(n.Descriptor, was, is, MaxIndex)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", n.Digest, err)
+	}
+	return nil
+}
+
 // rewrite computes, in memory and bottom-up, every blob that the edits make
-// new, each once, and the new index.json.
+// new, the new index.json, and which digest becomes which.
 func (s *Snapshot) rewrite(raw []byte, edits []Edit) ([]newBlob, []byte, map[digest.Digest]digest.Digest, error) {
 	r, err := s.all()
 	if err != nil {
@@ -256,72 +323,34 @@ func (s *Snapshot) rewrite(raw []byte, edits []Edit) ([]newBlob, []byte, map[dig
 		return nil, nil, nil, err
 	}
 	defer closeFD(dirfd)
-
-	var blobs []newBlob
-	moves := map[digest.Digest]move{}
-	moved := map[digest.Digest]digest.Digest{}
-	olds := map[digest.Digest][]byte{}
-	put := func(d v1.Descriptor, was, is []byte, limit int) error {
-		if bytes.Equal(was, is) {
-			return nil
-		}
-		if len(is) > limit {
-			return limitf("%s: would grow to %d bytes, over the limit of %d", d.Digest, len(is), limit)
-		}
-		old := d.Digest
-		d.Digest, d.Size, d.Data = old.Algorithm().FromBytes(is), int64(len(is)), nil
-		moves[old] = move{Digest: d.Digest, Size: d.Size, Bytes: is}
-		moved[old] = d.Digest
-		olds[old] = was
-		blobs = append(blobs, newBlob{d, is, old})
-		return nil
+	w := &rewriting{moves: map[digest.Digest]move{}, was: map[digest.Digest][]byte{}}
+	if err := w.annotate(r, edits); err != nil {
+		return nil, nil, nil, err
 	}
 	var touched []digest.Digest
 	for _, e := range edits {
-		is, err := setAnnotations(e.Manifest.Bytes, e.Set)
-		if err == nil {
-			err = put(e.Manifest.Descriptor, e.Manifest.Bytes, is, MaxManifest)
-		}
-		if err != nil {
-			return nil, nil, nil, err
-		}
-		n := r.nodes[e.Manifest.Digest]
-		if n == nil {
-			return nil, nil, nil, kindf(ErrNotFound, "%s: index.json does not reach it", e.Manifest.Digest)
-		}
-		if n.Err != nil {
-			return nil, nil, nil, n.Err
-		}
 		touched = append(touched, e.Manifest.Digest)
 	}
 	for _, d := range r.upward(touched) {
-		n := r.nodes[d]
-		if n.Err != nil {
-			return nil, nil, nil, n.Err
-		}
-		was, _, _, err := readBlob(dirfd, n.Descriptor, MaxIndex, nil)
-		if err != nil {
+		if err := w.reindex(dirfd, r.nodes[d]); err != nil {
 			return nil, nil, nil, err
 		}
-		is, err := moveDescriptors(was, moves)
-		if err == nil {
-			err = put(n.Descriptor, was, is, MaxIndex)
-		}
-		if err != nil {
-			return nil, nil, nil, fmt.Errorf("%s: %w", d, err)
-		}
 	}
-	if err := s.inlined(r, olds); err != nil {
+	if err := s.inlined(r, w.was); err != nil {
 		return nil, nil, nil, err
 	}
-	index, err := moveDescriptors(raw, moves)
+	index, err := moveDescriptors(raw, w.moves)
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("%s: %w", indexName, err)
 	}
 	if len(index) > MaxIndex {
 		return nil, nil, nil, limitf("%s: would grow to %d bytes, over the limit of %d", indexName, len(index), MaxIndex)
 	}
-	return blobs, index, moved, nil
+	moved := map[digest.Digest]digest.Digest{}
+	for old, to := range w.moves {
+		moved[old] = to.Digest
+	}
+	return w.blobs, index, moved, nil
 }
 
 // inlined checks the inline data of every descriptor of the given blobs: one

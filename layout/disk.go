@@ -21,6 +21,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -485,9 +486,26 @@ func statfs(fd int, name string) (st syscall.Statfs_t, err error) {
 	return st, pathError("statfs", name, err)
 }
 
-// mayCreate says whether this process may create files in a directory.
-func mayCreate(dirfd int) bool {
-	return unix.Faccessat(dirfd, ".", unix.W_OK|unix.X_OK, unix.AT_EACCESS) == nil
+// mayCreate says, by an error, that this thread may not create files in a
+// directory. Where the kernel cannot be asked (faccessat2(2) came with Linux
+// 5.8), it is tried: the C library's way asks for the process, not the thread.
+func mayCreate(dirfd int, name string) error {
+	dot := [...]byte{'.', 0}
+	_, _, errno := unix.Syscall6(unix.SYS_FACCESSAT2, uintptr(dirfd), uintptr(unsafe.Pointer(&dot)), unix.W_OK|unix.X_OK, unix.AT_EACCESS, 0, 0)
+	switch errno {
+	case 0:
+		return nil
+	case unix.ENOSYS, unix.EPERM:
+		f, err := createUnnamed(dirfd, name)
+		if f == nil && err == nil {
+			err = pathError("access", name, unix.EACCES) // nobody knows
+		}
+		if f != nil {
+			f.close()
+		}
+		return err
+	}
+	return pathError("access", name, errno)
 }
 
 // workName is where working files lie that need a name: in an app, or in the

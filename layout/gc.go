@@ -102,6 +102,7 @@ func digestsIn(doc []byte) iter.Seq[digest.Digest] {
 
 func (l *locked) removeUnused(ctx context.Context, used map[digest.Digest]bool, before time.Time, remove func(name string) error) ([]Removed, error) {
 	clean(l.dirfd)
+	clean(l.app.parent)
 	algorithms, err := readDir(l.dirfd, "blobs")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil

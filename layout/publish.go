@@ -109,6 +109,11 @@ func (s *Staged) publishNew(name string) (err error) {
 // merge adds what was staged to an app that is there.
 func (s *Staged) merge(ctx context.Context, app *App, staged *Snapshot) error {
 	return app.change(ctx, func(l *locked, snap *Snapshot, raw []byte, seen sighting) error {
+		if s.May != nil {
+			if err := s.May(app); err != nil {
+				return err
+			}
+		}
 		add, err := s.toAdd(snap, staged)
 		if err != nil {
 			return err

@@ -65,7 +65,7 @@ func (r *Registry) Path() string { return r.path }
 // Writable says whether this process may create files in the registry.
 func (r *Registry) Writable() bool {
 	st, err := r.Statfs()
-	return err == nil && st.Flags&unix.ST_RDONLY == 0 && mayCreate(r.fd)
+	return err == nil && st.Flags&unix.ST_RDONLY == 0 && mayCreate(r.fd, r.path) == nil
 }
 
 // Statfs tells the state of the file system that the registry is on.
@@ -162,7 +162,7 @@ func (r *Registry) CheckName(name string) error {
 			inApp = err == nil && d.App
 		}
 		if Hidden(part, inApp, i == 0) {
-			return kindf(ErrName, "%q cannot be the name of an app: a mount has a file %q there", name, part)
+			return kindf(ErrName, "%q cannot be the name of an app: a mount has %q there itself", name, part)
 		}
 	}
 	return nil

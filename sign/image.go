@@ -69,8 +69,9 @@ type Signed struct {
 
 // An Outcome is what came of a signing.
 type Outcome struct {
-	Images []Signed
-	Change *layout.Change
+	Images  []Signed
+	LeftOut []string // what counts in an index, but is no image: a sentence part for each
+	Change  *layout.Change
 }
 
 // Moved gives the present digest of an image or index that had the digest d
@@ -92,6 +93,9 @@ func (o *Outcome) Text() string {
 		}
 		parts = append(parts, part)
 	}
+	for _, out := range o.LeftOut {
+		parts = append(parts, "not signed: "+out)
+	}
 	for _, left := range o.Change.LeftBehind {
 		parts = append(parts, "left behind: "+left)
 	}
@@ -104,8 +108,9 @@ func (o *Outcome) Text() string {
 // (layout.ErrCorrupt), and with it the whole.
 func (s *Signer) Sign(ctx context.Context, app *layout.App, pick func(*layout.Snapshot) ([]layout.Entry, error)) (*Outcome, error) {
 	var picked []digest.Digest // in order
+	var leftOut []string
 	change, err := app.Annotate(ctx, func(snap *layout.Snapshot) ([]layout.Edit, error) {
-		picked = picked[:0]
+		picked, leftOut = picked[:0], leftOut[:0]
 		have := map[digest.Digest]bool{}
 		entries, err := pick(snap)
 		if err != nil {
@@ -113,10 +118,11 @@ func (s *Signer) Sign(ctx context.Context, app *layout.App, pick func(*layout.Sn
 		}
 		var edits []layout.Edit
 		for _, e := range entries {
-			more, err := s.edits(snap, e)
+			more, out, err := s.edits(snap, e)
 			if err != nil {
 				return nil, err
 			}
+			leftOut = append(leftOut, out...)
 			for _, edit := range more {
 				if d := edit.Manifest.Digest; !have[d] {
 					have[d] = true
@@ -130,45 +136,48 @@ func (s *Signer) Sign(ctx context.Context, app *layout.App, pick func(*layout.Sn
 	if err != nil {
 		return nil, err
 	}
-	o := &Outcome{Change: change}
+	o := &Outcome{Change: change, LeftOut: leftOut}
 	for _, d := range picked {
 		o.Images = append(o.Images, Signed{d, o.Moved(d)})
 	}
 	return o, nil
 }
 
-// edits gives the annotations for each image in an entry.
-func (s *Signer) edits(snap *layout.Snapshot, e layout.Entry) ([]layout.Edit, error) {
+// edits gives the annotations for each image in an entry, and what in an index
+// is left out because it is no image.
+func (s *Signer) edits(snap *layout.Snapshot, e layout.Entry) (edits []layout.Edit, leftOut []string, err error) {
 	images, err := snap.Images(e)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	inIndex := layout.IsIndex(e.MediaType)
-	var edits []layout.Edit
 	for _, image := range images {
 		// With no CA to ask, only what makes an image corrupt is looked at.
 		v, m, c, err := NewTrust().check(snap, image)
 		switch {
 		case err != nil:
-			return nil, err
-		case inIndex && (!v.counts() || v.Kind == layout.KindArtifact):
+			return nil, nil, err
+		case inIndex && !v.counts():
+			continue
+		case inIndex && v.Kind == layout.KindArtifact:
+			leftOut = append(leftOut, fmt.Sprintf("%s (%s)", image.Digest, v.Reason))
 			continue
 		case v.Status == Corrupt:
-			return nil, &kindError{layout.ErrCorrupt, strings.TrimSpace(fmt.Sprintf("%s is corrupt and was not signed: %s", image.Digest, v.Reason))}
+			return nil, nil, &kindError{layout.ErrCorrupt, strings.TrimSpace(fmt.Sprintf("%s is corrupt and was not signed: %s", image.Digest, v.Reason))}
 		case v.Kind != layout.KindImage:
-			return nil, &kindError{ErrImage, fmt.Sprintf("%s cannot be signed: %s", image.Digest, v.Reason)}
+			return nil, nil, &kindError{ErrImage, fmt.Sprintf("%s cannot be signed: %s", image.Digest, v.Reason)}
 		}
 		signature, err := s.vendor.Sign(c.Bytes)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		chain := Chain{signature, s.vendor.Public().DER(), s.certificate}
 		edits = append(edits, layout.Edit{Manifest: m, Set: chain.annotations()})
 	}
 	if len(edits) == 0 {
-		return nil, &kindError{ErrImage, fmt.Sprintf("%s cannot be signed: it holds no image that counts", e.Digest)}
+		return nil, nil, &kindError{ErrImage, fmt.Sprintf("%s cannot be signed: it holds no image that counts", e.Digest)}
 	}
-	return edits, nil
+	return edits, leftOut, nil
 }
 
 // Signable lists what index.json lists that can be signed: images, and indexes.

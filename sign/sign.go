@@ -61,7 +61,8 @@
 //
 // [Signer.Sign] puts the three annotations on every image in what was chosen, in
 // one change. Refused, with nothing changed: an image that is corrupt, for
-// signing would launder it; what is no image; a key that is not P-384, or whose
+// signing would launder it; what is no image (inside an index it is left out, and
+// the outcome says so); a key that is not P-384, or whose
 // public half is not its own; a vendor's key that is the CA's; a certificate
 // that the CA did not make, before anything is signed.
 package sign

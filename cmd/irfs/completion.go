@@ -11,7 +11,7 @@ func runCompletion(c *command, args []string) error {
 		return err
 	}
 	var names []string
-	for _, c := range commands {
+	for _, c := range commands() {
 		names = append(names, c.name)
 	}
 	words := strings.Join(names, " ")
@@ -21,7 +21,7 @@ func runCompletion(c *command, args []string) error {
 	case "zsh":
 		fmt.Printf("#compdef irfs\n_irfs() {\n\tif (( CURRENT == 2 )); then compadd %s; else _files; fi\n}\ncompdef _irfs irfs\n", words)
 	case "fish":
-		for _, c := range commands {
+		for _, c := range commands() {
 			fmt.Printf("complete -c irfs -n __fish_use_subcommand -a %s -d %q\n", c.name, c.summary)
 		}
 	default:

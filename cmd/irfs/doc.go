@@ -10,7 +10,7 @@
 //	irfs sign               -k KEY.PRV -f FILE -s FILE.SIG
 //	irfs verify             -k KEY.PUB -f FILE -s FILE.SIG
 //	irfs sign-image         -r REGISTRY -a APP -d REFERENCE -v VENDOR.PRV KEYS
-//	irfs extract-sign-image -r REGISTRY -f TAR [-a APP] [-d REFERENCE] -v VENDOR.PRV KEYS
+//	irfs extract-sign-image -r REGISTRY -f FILE|- [-a APP] [-d REFERENCE] [--on-exist add|fail] -v VENDOR.PRV KEYS
 //	irfs import             -r REGISTRY [-a APP] [--on-exist add|fail] FILE|-
 //	irfs verify-image       -r REGISTRY -a APP -d REFERENCE -c ROOT-CA.PUB [--full] [--json]
 //	irfs status             [-r REGISTRY | MNT] [-c ROOT-CA.PUB]... [--full] [--json] [--only WORD,...] [--check]
@@ -22,7 +22,8 @@
 // KEYS is either -s VENDOR.PUB.SIG -c ROOT-CA.PUB, the vendor's way, with the
 // certificate that the root CA made of his public key (irfs sign -k ROOT-CA.PRV -f
 // VENDOR.PUB -s VENDOR.PUB.SIG); or -x ROOT-CA.PRV, for who has both keys.
-// REFERENCE is a tag, or a digest sha256:<hex> or sha512:<hex>.
+// `status --check` ends with the exit code of the worst of all images, also of those
+// that --only leaves out. REFERENCE is a tag, or a digest sha256:<hex> or sha512:<hex>.
 //
 // `irfs REGISTRY MNT -o OPTIONS` is short for `irfs mount`, so that mount(8) and
 // fstab can call it. OPTIONS are ca_pub=, vendor_pub_signature=, ro,

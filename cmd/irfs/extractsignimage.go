@@ -14,8 +14,8 @@ func runExtractSignImage(c *command, args []string) error {
 	flags.StringVar(file, "file", "", "the same as --filename")
 	flags.MarkHidden("file")
 	app := flags.StringP("app", "a", "", "the `app` to make (default: the file's name without .tar)")
-	reference := flags.StringP("reference", "d", "", "a tag or `digest` (default: sign everything in the archive)")
-	onExist := flags.String("on-exist", "add", "when the app is there: add its new tags, or `fail`")
+	reference := flags.StringP("reference", "d", "", "the `reference`, a tag or a digest (default: sign everything in the archive)")
+	onExist := flags.String("on-exist", "add", "`how` to deal with an app that is there: add new tags to it, or fail")
 	var keys signerFlags
 	keys.add(flags)
 	if err := c.parse(flags, args, 0, 0, "registry", "vendor-prv"); err != nil {

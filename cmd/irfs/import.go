@@ -22,7 +22,7 @@ func runImport(c *command, args []string) error {
 	flags := newFlags(c)
 	registry := flags.StringP("registry", "r", "", "the registry's `directory`")
 	app := flags.StringP("app", "a", "", "the `app` to make (default: the file's name without .tar)")
-	onExist := flags.String("on-exist", "add", "when the app is there: add its new tags, or `fail`")
+	onExist := flags.String("on-exist", "add", "`how` to deal with an app that is there: add new tags to it, or fail")
 	if err := c.parse(flags, args, 1, 1, "registry"); err != nil {
 		return err
 	}

@@ -36,11 +36,8 @@ type command struct {
 	run     func(c *command, args []string) error
 }
 
-// commands in the order in which help shows them; filled in by main, for help
-// is one of them.
-var commands []*command
-
-func table() []*command {
+// commands gives all of them, in the order in which help shows them.
+func commands() []*command {
 	return []*command{
 		{"mount", "[-c ROOT-CA.PUB]... [-s VENDOR.PUB.SIG] [-f] [-o OPTIONS] REGISTRY MNT", "show a registry as a filesystem", runMount},
 		{"umount", "[-l] MNT", "unmount it", runUmount},
@@ -50,9 +47,9 @@ func table() []*command {
 		{"verify", "-k KEY.PUB -f FILE -s FILE.SIG", "check a detached signature", runVerify},
 		{"sign-image", "-r REGISTRY -a APP -d REFERENCE -v VENDOR.PRV (-s VENDOR.PUB.SIG -c ROOT-CA.PUB | -x ROOT-CA.PRV)", "sign an image, or all images of an index", runSignImage},
 		{"import", "-r REGISTRY [-a APP] [--on-exist add|fail] FILE|-", "take an image archive in, without signing", runImport},
-		{"extract-sign-image", "-r REGISTRY -f FILE [-a APP] [-d REFERENCE] -v VENDOR.PRV (-s VENDOR.PUB.SIG -c ROOT-CA.PUB | -x ROOT-CA.PRV)", "take an image archive in, signed", runExtractSignImage},
+		{"extract-sign-image", "-r REGISTRY -f FILE|- [-a APP] [-d REFERENCE] [--on-exist add|fail] -v VENDOR.PRV (-s VENDOR.PUB.SIG -c ROOT-CA.PUB | -x ROOT-CA.PRV)", "take an image archive in, signed", runExtractSignImage},
 		{"verify-image", "-r REGISTRY -a APP -d REFERENCE -c ROOT-CA.PUB [--full] [--json]", "check an image's chain of trust", runVerifyImage},
-		{"status", "[-r REGISTRY | MNT] [-c ROOT-CA.PUB]... [--full] [--json] [--only WORD,...] [--check]", "list every image and its status", runStatus},
+		{"status", "[-r REGISTRY | MNT] [-c ROOT-CA.PUB]... [--full] [--json] [--only WORD,...] [--check]", "list every image and its status; --check looks at all, also with --only", runStatus},
 		{"ls", "-r REGISTRY [-c ROOT-CA.PUB]... [PATH]", "list what a mount would show", runLs},
 		{"cat", "-r REGISTRY [-c ROOT-CA.PUB]... PATH...", "print what a mount would show", runCat},
 		{"gc", "-r REGISTRY [-a APP] [--grace 336h] [--dry-run]", "remove blobs that nothing refers to", runGC},
@@ -64,7 +61,6 @@ func table() []*command {
 }
 
 func main() {
-	commands = table()
 	os.Exit(exitCode(run(os.Args[1:])))
 }
 
@@ -91,11 +87,12 @@ func run(args []string) error {
 }
 
 func find(name string) *command {
-	i := slices.IndexFunc(commands, func(c *command) bool { return c.name == name })
+	all := commands()
+	i := slices.IndexFunc(all, func(c *command) bool { return c.name == name })
 	if i < 0 {
 		return nil
 	}
-	return commands[i]
+	return all[i]
 }
 
 // exit is an error with nothing to print: only the code counts.
@@ -138,7 +135,7 @@ func exitCode(err error) int {
 	switch {
 	case errors.As(err, &usage):
 		if usage.of != nil {
-			fmt.Fprintf(os.Stderr, "usage: irfs %s %s\n", usage.of.name, usage.of.args)
+			fmt.Fprintf(os.Stderr, "usage: irfs %s\n", strings.TrimSpace(usage.of.name+" "+usage.of.args))
 		}
 		return exitUsage
 	case errors.As(err, &coded):
@@ -181,7 +178,7 @@ func (c *command) parse(flags *pflag.FlagSet, args []string, least, most int, re
 }
 
 func (c *command) help(w io.Writer, flags *pflag.FlagSet) {
-	fmt.Fprintf(w, "usage: irfs %s %s\n\n%s\n", c.name, c.args, c.summary)
+	fmt.Fprintf(w, "usage: irfs %s\n\n%s\n", strings.TrimSpace(c.name+" "+c.args), c.summary)
 	if flags != nil && flags.HasFlags() {
 		fmt.Fprintf(w, "\n%s", flags.FlagUsages())
 	}
@@ -213,7 +210,7 @@ usage: irfs COMMAND ...
        irfs REGISTRY MNT [-o OPTIONS]
 
 `)
-	for _, c := range commands {
+	for _, c := range commands() {
 		fmt.Fprintf(w, "  %-19s %s\n", c.name, c.summary)
 	}
 	fmt.Fprint(w, `

@@ -37,6 +37,9 @@ func runSignImage(c *command, args []string) error {
 	for _, s := range outcome.Images {
 		fmt.Printf("signed %s -> %s\n", s.Old, s.New)
 	}
+	for _, out := range outcome.LeftOut {
+		warn("not signed: %s", out)
+	}
 	for _, left := range outcome.Change.LeftBehind {
 		warn("left behind: %s", left)
 	}
@@ -49,7 +52,7 @@ type imageFlags struct{ registry, app, reference string }
 func (i *imageFlags) add(flags *pflag.FlagSet) {
 	flags.StringVarP(&i.registry, "registry", "r", "", "the registry's `directory`")
 	flags.StringVarP(&i.app, "app", "a", "", "the `app`")
-	flags.StringVarP(&i.reference, "reference", "d", "", "a tag or `digest`")
+	flags.StringVarP(&i.reference, "reference", "d", "", "the `reference`: a tag or a digest")
 }
 
 func (i *imageFlags) open() (*layout.App, error) {
