@@ -116,7 +116,7 @@ func openBeneath(dirfd int, name string, flags int, mode uint32) (int, error) {
 	case nil:
 		return fd, nil
 	case unix.ELOOP:
-		return -1, corruptf("%s: a symbolic link stands in the way, and is not followed", name)
+		return -1, errLink(name)
 	case unix.ENOTDIR:
 		return -1, corruptf("%s: what should be a directory in this path is something else: %w", name, err)
 	}
@@ -178,22 +178,29 @@ func statBeneath(dirfd int, name string) (Attr, error) {
 
 // openRegular opens a regular file for reading.
 func openRegular(dirfd int, name string) (int, Attr, error) {
-	fd, err := openBeneath(dirfd, name, unix.O_RDONLY, 0)
-	if errors.Is(err, unix.ENXIO) { // a socket, or a device without a driver
-		return -1, Attr{}, corruptf("%s: not a regular file", name)
+	// It is looked at first: some devices do something when they are opened.
+	attr, err := statBeneath(dirfd, name)
+	if err == nil && attr.Mode.IsRegular() {
+		var fd int
+		if fd, err = openBeneath(dirfd, name, unix.O_RDONLY, 0); err == nil {
+			if attr, err = fstat(fd, name); err == nil && attr.Mode.IsRegular() {
+				return fd, attr, nil
+			}
+			closeFD(fd)
+		}
 	}
-	if err != nil {
-		return -1, Attr{}, err
-	}
-	attr, err := fstat(fd, name)
-	if err == nil && !attr.Mode.IsRegular() {
+	switch {
+	case err != nil:
+	case attr.Mode&fs.ModeSymlink != 0:
+		err = errLink(name)
+	default:
 		err = corruptf("%s: not a regular file but %s", name, kindOf(attr.Mode))
 	}
-	if err != nil {
-		closeFD(fd)
-		return -1, Attr{}, err
-	}
-	return fd, attr, nil
+	return -1, Attr{}, err
+}
+
+func errLink(name string) error {
+	return corruptf("%s: a symbolic link stands in the way, and is not followed", name)
 }
 
 func kindOf(mode fs.FileMode) string {
