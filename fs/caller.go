@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"runtime"
 	"slices"
 	"strconv"
@@ -79,7 +80,10 @@ func listAs(ctx context.Context, c Caller, notOn uint64, name string) (list []st
 		slices.Sort(list)
 		return err
 	})
-	return list, isDir, err
+	if err != nil { // the thread may still be at work on them
+		return nil, false, err
+	}
+	return list, isDir, nil
 }
 
 // errView: it cannot be known what the caller may do. EACCES.
@@ -174,7 +178,10 @@ func viewOf(c Caller) (*view, error) {
 			v.capabilities, _ = strconv.ParseUint(strings.TrimSpace(set), 16, 64)
 		}
 	}
-	if v.own && !(sameRoot(v.root) && sameNamespace(proc) && v.hasOurGroups()) {
+	if !sameNamespace(proc + "ns/user") {
+		v.capabilities = 0 // those that it has count in its own namespace only
+	}
+	if v.own && !(sameRoot(v.root) && sameNamespace(proc+"ns/mnt") && v.hasOurGroups()) {
 		v.close()
 		return nil, &fault{errView, "the caller has another root directory, or fewer groups, than this mount's process"}
 	}
@@ -196,9 +203,10 @@ func (v *view) hasOurGroups() bool {
 	return true
 }
 
-func sameNamespace(proc string) bool {
-	theirs, err1 := os.Readlink(proc + "ns/mnt")
-	ours, err2 := os.Readlink("/proc/self/ns/mnt")
+// sameNamespace says whether /proc/<pid>/ns/<kind> is this process's own.
+func sameNamespace(theirLink string) bool {
+	theirs, err1 := os.Readlink(theirLink)
+	ours, err2 := os.Readlink("/proc/self/ns/" + path.Base(theirLink))
 	return err1 == nil && err2 == nil && theirs == ours
 }
 

@@ -354,6 +354,7 @@ func (t *Tree) command(ctx context.Context, d *imageDir, bound []digest.Digest, 
 		}
 		text = outcome.Text() + note
 	}
+	text = escape(text, false)
 	t.remember(d, app, change, text)
 	t.log.add(c.UID, "sign", d.path(), text)
 	return text, change, err

@@ -45,13 +45,13 @@ type drops struct {
 func (d *drops) sweep() (open int) {
 	for name, f := range d.files {
 		f.mu.Lock()
-		if f.scratch != nil {
-			open++
-		}
 		if !f.busy && f.handles == 0 && !f.expires.IsZero() && time.Now().After(f.expires) {
 			delete(d.files, name)
 			f.discard()
 			f.ForgetPersistent()
+		}
+		if f.scratch != nil {
+			open++
 		}
 		f.mu.Unlock()
 	}

@@ -402,7 +402,7 @@ type refusing struct {
 }
 
 func (r *refusing) refuse(ctx context.Context, operation, name string) syscall.Errno {
-	r.m.tree.log.add(callerOf(ctx).UID, operation, path.Join(r.path, name), "refused: this can only be read")
+	r.m.tree.log.add(callerOf(ctx).UID, operation, path.Join(r.path, name), "refused: this cannot be done here")
 	return syscall.EPERM
 }
 

@@ -493,6 +493,11 @@ func statfs(fd int, name string) (st syscall.Statfs_t, err error) {
 	return st, pathError("statfs", name, err)
 }
 
+// processMayCreate says whether this process may create files in a directory.
+func processMayCreate(dirfd int) bool {
+	return unix.Faccessat(dirfd, ".", unix.W_OK|unix.X_OK, unix.AT_EACCESS) == nil
+}
+
 // mayCreate says, by an error, that this thread may not create files in a
 // directory. Where the kernel cannot be asked (faccessat2(2) came with Linux
 // 5.8), it is tried: the C library's way asks for the process, not the thread.
@@ -549,6 +554,9 @@ func newWork(parent int) (*work, error) {
 func tryWork(parent int, like Attr) (*work, error) {
 	// Whoever may write here may also work here.
 	mode := uint32(like.Mode.Perm())
+	if like.Mode&fs.ModeSticky != 0 {
+		mode |= unix.S_ISVTX
+	}
 	if err := mkdir(parent, workName, mode); err == nil {
 		if fd, err := openDir(parent, workName); err == nil {
 			unix.Fchmod(fd, mode) // without the umask
@@ -621,7 +629,12 @@ func clean(parent int) {
 	if _, err := statBeneath(parent, workName); err != nil {
 		return
 	}
-	if w, err := newWork(parent); err == nil {
+	like, err := fstat(parent, ".")
+	if err != nil {
+		return
+	}
+	// Once: somebody else who is at work there removes them as well.
+	if w, err := tryWork(parent, like); w != nil && err == nil {
 		w.close()
 	}
 }

@@ -65,7 +65,7 @@ func (r *Registry) Path() string { return r.path }
 // Writable says whether this process may create files in the registry.
 func (r *Registry) Writable() bool {
 	st, err := r.Statfs()
-	return err == nil && st.Flags&unix.ST_RDONLY == 0 && mayCreate(r.fd, r.path) == nil
+	return err == nil && st.Flags&unix.ST_RDONLY == 0 && processMayCreate(r.fd)
 }
 
 // Statfs tells the state of the file system that the registry is on.

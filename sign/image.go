@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -122,7 +123,11 @@ func (s *Signer) Sign(ctx context.Context, app *layout.App, pick func(*layout.Sn
 			if err != nil {
 				return nil, err
 			}
-			leftOut = append(leftOut, out...)
+			for _, o := range out {
+				if !slices.Contains(leftOut, o) {
+					leftOut = append(leftOut, o)
+				}
+			}
 			for _, edit := range more {
 				if d := edit.Manifest.Digest; !have[d] {
 					have[d] = true

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -44,13 +45,23 @@ func (v *Verdict) counts() bool {
 }
 
 func (v *Verdict) found(format string, args ...any) {
-	v.Checks = append(v.Checks, fmt.Sprintf(format, args...))
+	v.Checks = append(v.Checks, oneLine(fmt.Sprintf(format, args...)))
 }
 
 // decide ends a verdict: the check that decided, and its outcome.
 func (v *Verdict) decide(s Status, check string, reason string) {
-	v.Status, v.Reason = s, check+": "+reason
+	v.Status, v.Reason = s, oneLine(check+": "+reason)
 	v.found("%s", v.Reason)
+}
+
+// oneLine keeps what an image says of itself from looking like more lines.
+func oneLine(text string) string {
+	return strings.Map(func(c rune) rune {
+		if unicode.IsControl(c) {
+			return unicode.ReplacementChar
+		}
+		return c
+	}, text)
 }
 
 // A Verifier gives verdicts. It keeps them, and gives the same one again, without
@@ -303,7 +314,7 @@ func (t *Trust) check(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.
 		v.decide(Unsigned, "kind", "an attestation, not an image")
 		return v, m, nil, nil
 	case layout.KindArtifact:
-		what := m.MediaType
+		what := fmt.Sprintf("of media type %q", m.MediaType)
 		if m.Doc != nil {
 			what = fmt.Sprintf("its config is of media type %q, its artifact type %q", m.Doc.Config.MediaType, m.Doc.ArtifactType)
 		}

@@ -64,9 +64,11 @@ func signStaged(ctx context.Context, signer *sign.Signer, staged *layout.Staged,
 			return sign.Signable(snap)
 		}
 	}
-	if _, err := signer.Sign(ctx, staged.App, pick); err != nil {
+	outcome, err := signer.Sign(ctx, staged.App, pick)
+	if err != nil {
 		return err
 	}
-	_, err := staged.App.Collect(ctx, 0, false) // the unsigned manifests
+	warnOf(outcome)
+	_, err = staged.App.Collect(ctx, 0, false) // the unsigned manifests
 	return err
 }

@@ -5,7 +5,9 @@ import (
 
 	"github.com/spf13/pflag"
 
+	irfs "irfs/fs"
 	"irfs/layout"
+	"irfs/sign"
 )
 
 func runSignImage(c *command, args []string) error {
@@ -37,13 +39,18 @@ func runSignImage(c *command, args []string) error {
 	for _, s := range outcome.Images {
 		fmt.Printf("signed %s -> %s\n", s.Old, s.New)
 	}
+	warnOf(outcome)
+	return nil
+}
+
+// warnOf tells what a signing left as it was.
+func warnOf(outcome *sign.Outcome) {
 	for _, out := range outcome.LeftOut {
-		warn("not signed: %s", out)
+		warn("not signed: %s", irfs.Field(out))
 	}
 	for _, left := range outcome.Change.LeftBehind {
-		warn("left behind: %s", left)
+		warn("left behind: %s", irfs.Field(left))
 	}
-	return nil
 }
 
 // imageFlags are the flags that name an image.
