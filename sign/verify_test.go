@@ -496,7 +496,7 @@ func TestVerifyWhatIsNoImage(t *testing.T) {
 		"artifact":    {layout.KindArtifact, `an artifact, not an image (its config is of media type "application/vnd.oci.empty.v1+json", its artifact type "application/x")`},
 		"referrer":    {layout.KindArtifact, "an artifact, not an image"},
 		"attestation": {layout.KindAttestation, "an attestation, not an image"},
-		"unknown":     {layout.KindArtifact, "an artifact, not an image (application/x)"},
+		"unknown":     {layout.KindArtifact, "an artifact, not an image (of media type \"application/x\")"},
 		"signed":      {layout.KindArtifact, "an artifact, not an image"},
 	} {
 		v := verify(t, sign.NewVerifier(trust(ca)), app, tag, true)
