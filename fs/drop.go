@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"path"
 	"strings"
@@ -16,6 +15,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"irfs/layout"
+	"irfs/sign"
 )
 
 // receiptFor is how long a name in import/ stays after its archive was taken
@@ -26,18 +26,30 @@ const receiptFor = 30 * time.Second
 // that takes it in: what a killed rsync left must not stay for ever.
 const stagedFor = time.Hour
 
-// maxDrops is how many files there may be in import/ at a time that were not
-// taken in yet.
-const maxDrops = 512
+// Limits, then EDQUOT.
+const (
+	maxDrops    = 512  // files in import/ at a time that were not taken in yet
+	maxDropDirs = 1024 // directories below import/
+)
 
-// drops are the files in import/.
+// drops are the files below import/, by their paths there.
 type drops struct {
 	mounted *mounted
 	onExist layout.OnExist
+	signer  *sign.Signer // what is imported is signed, if not nil
 
 	mu    sync.Mutex
 	files map[string]*dropFile
+	dirs  map[string]*dropDir
 	made  int64
+	done  receipts
+}
+
+func newDrops(m *mounted, o Options) *drops {
+	return &drops{
+		mounted: m, onExist: o.OnExist, signer: o.SignImports,
+		files: map[string]*dropFile{}, dirs: map[string]*dropDir{}, done: receipts{of: map[string]*receipt{}},
+	}
 }
 
 // sweep forgets the files whose time is over, and counts those that have an
@@ -47,10 +59,10 @@ func (d *drops) sweep() (open int) {
 		f.mu.Lock()
 		if !f.busy && f.handles == 0 && !f.expires.IsZero() && time.Now().After(f.expires) {
 			delete(d.files, name)
-			f.discard()
+			go f.discard()
 			f.ForgetPersistent()
 		}
-		if f.scratch != nil {
+		if !f.receipt {
 			open++
 		}
 		f.mu.Unlock()
@@ -65,9 +77,7 @@ func (d *drops) close() {
 	d.files = map[string]*dropFile{}
 	d.mu.Unlock()
 	for _, f := range files {
-		f.mu.Lock()
 		f.discard()
-		f.mu.Unlock()
 	}
 }
 
@@ -78,27 +88,71 @@ func (d *drops) find(name string) *dropFile {
 	return d.files[name]
 }
 
+// ino is a new inode number. d.mu is held.
+func (d *drops) ino() uint64 {
+	d.made++
+	return d.mounted.ino(fmt.Sprintf("import/%d", d.made), &Item{})
+}
+
 // staged says whether a name is one that a tool writes to before it
 // renames it.
-func staged(name string) bool { return strings.HasPrefix(name, ".") }
+func staged(name string) bool { return strings.HasPrefix(path.Base(name), ".") }
 
-// A dropDir is MNT/import/. What is written into it becomes an app.
+// appOf is the app that a file below import/ becomes.
+func appOf(name string) string { return path.Join(path.Dir(name), AppOf(path.Base(name))) }
+
+// checkName refuses what could never become an app, before a byte is written.
+func (d *drops) checkName(name string) error {
+	if staged(name) {
+		if len(path.Base(name)) > layout.MaxName {
+			return &fault{layout.ErrName, "the name is too long"}
+		}
+		return nil
+	}
+	return d.mounted.tree.Registry.CheckName(appOf(name))
+}
+
+func (d *drops) log(uid uint32, name, outcome string) {
+	d.mounted.tree.log.add(uid, "import", path.Join("import", name), outcome)
+}
+
+// refuse logs why something cannot be done, and gives its errno.
+func (d *drops) refuse(ctx context.Context, name string, err error) syscall.Errno {
+	d.log(callerOf(ctx).UID, name, err.Error())
+	return errnoOf(err)
+}
+
+// A dropDir is MNT/import/, or a directory that was made below it. What is written
+// into it becomes an app, MNT/import/library/nginx.tar the app library/nginx.
 type dropDir struct {
 	gofs.Inode
 	refusing
-	parent dir
+	parent dir    // of MNT/import/ itself
+	name   string // its path below import/; "" for import/ itself
+
+	mu    sync.Mutex
+	owner Caller
+	mode  uint32
+	mtime time.Time
 }
 
 var (
 	_ gofs.NodeLookuper  = (*dropDir)(nil)
 	_ gofs.NodeGetattrer = (*dropDir)(nil)
+	_ gofs.NodeSetattrer = (*dropDir)(nil)
 	_ gofs.NodeReaddirer = (*dropDir)(nil)
 	_ gofs.NodeCreater   = (*dropDir)(nil)
 	_ gofs.NodeRenamer   = (*dropDir)(nil)
 	_ gofs.NodeUnlinker  = (*dropDir)(nil)
+	_ gofs.NodeMkdirer   = (*dropDir)(nil)
+	_ gofs.NodeRmdirer   = (*dropDir)(nil)
 )
 
 func (n *dropDir) Getattr(ctx context.Context, _ gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	if n.name != "" {
+		n.fill(&out.Attr)
+		return 0
+	}
 	item, err := n.parent.lookup(ctx, "import")
 	if err != nil {
 		return errnoOf(err)
@@ -108,12 +162,48 @@ func (n *dropDir) Getattr(ctx context.Context, _ gofs.FileHandle, out *fuse.Attr
 	return 0
 }
 
+func (n *dropDir) fill(out *fuse.Attr) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.m.fill(out, &Item{UID: n.owner.UID, GID: n.owner.GID, Mtime: n.mtime.UnixNano()})
+	out.Mode = syscall.S_IFDIR | n.mode
+}
+
+// Setattr takes a mode and times, as tools set them that copy a tree.
+func (n *dropDir) Setattr(ctx context.Context, h gofs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
+	if n.name == "" || in.Valid&(fuse.FATTR_UID|fuse.FATTR_GID) != 0 {
+		return n.refusing.Setattr(ctx, h, in, out)
+	}
+	n.mu.Lock()
+	if mode, ok := in.GetMode(); ok {
+		n.mode = mode & 0o777
+	}
+	if mtime, ok := in.GetMTime(); ok {
+		n.mtime = mtime
+	}
+	n.mu.Unlock()
+	n.fill(&out.Attr)
+	return 0
+}
+
 func (n *dropDir) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {
 	return n.m.statfs(out)
 }
 
 func (n *dropDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
-	f := n.m.drops.find(name)
+	d := n.m.drops
+	if n.name == "" && name == doneName {
+		return n.lookupDone(ctx, out)
+	}
+	at := path.Join(n.name, name)
+	d.mu.Lock()
+	dir := d.dirs[at]
+	d.mu.Unlock()
+	if dir != nil {
+		dir.fill(&out.Attr)
+		return &dir.Inode, 0
+	}
+	f := d.find(at)
 	if f == nil {
 		return nil, syscall.ENOENT
 	}
@@ -121,156 +211,202 @@ func (n *dropDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 	return &f.Inode, 0
 }
 
+// in lists what lies in the directory. d.mu is held.
+func (n *dropDir) in() (names []Name) {
+	d := n.m.drops
+	here := func(at string) bool { return path.Dir(at) == path.Join(".", n.name) }
+	for at := range d.files {
+		if here(at) {
+			names = append(names, Name{path.Base(at), 0})
+		}
+	}
+	for at := range d.dirs {
+		if here(at) {
+			names = append(names, dirs(path.Base(at))...)
+		}
+	}
+	return names
+}
+
 func (n *dropDir) Readdir(context.Context) (gofs.DirStream, syscall.Errno) {
 	d := n.m.drops
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.sweep()
-	var names []Name
-	for name := range d.files {
-		names = append(names, Name{name, 0})
+	return dirStream(sorted(n.in())), 0
+}
+
+func (n *dropDir) Mkdir(ctx context.Context, name string, mode uint32, out *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
+	d := n.m.drops
+	at := path.Join(n.name, name)
+	if err := n.m.tree.Registry.CheckName(at); err != nil {
+		return nil, d.refuse(ctx, at, err)
 	}
-	return dirStream(sorted(names)), 0
+	made := &dropDir{refusing: refusing{n.m, path.Join(n.path, name)}, name: at, owner: callerOf(ctx), mode: mode & 0o777, mtime: time.Now()}
+	d.mu.Lock()
+	there, full, ino := d.dirs[at] != nil || d.files[at] != nil, len(d.dirs) >= maxDropDirs, d.ino()
+	d.mu.Unlock()
+	switch {
+	case there:
+		return nil, syscall.EEXIST
+	case full:
+		return nil, d.refuse(ctx, at, &fault{syscall.EDQUOT, fmt.Sprintf("import/ holds %d directories already; remove some", maxDropDirs)})
+	}
+	inode := n.NewPersistentInode(ctx, made, gofs.StableAttr{Mode: syscall.S_IFDIR, Ino: ino})
+	d.mu.Lock()
+	d.dirs[at] = made
+	d.mu.Unlock()
+	made.fill(&out.Attr)
+	return inode, 0
+}
+
+func (n *dropDir) Rmdir(_ context.Context, name string) syscall.Errno {
+	d := n.m.drops
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.sweep()
+	at := path.Join(n.name, name)
+	dir := d.dirs[at]
+	switch {
+	case dir == nil && n.name == "" && name == doneName:
+		return syscall.EPERM
+	case dir == nil:
+		return syscall.ENOENT
+	case len(dir.in()) > 0:
+		return syscall.ENOTEMPTY
+	}
+	delete(d.dirs, at)
+	dir.ForgetPersistent()
+	return 0
 }
 
 func (n *dropDir) Create(ctx context.Context, name string, _ uint32, mode uint32, out *fuse.EntryOut) (*gofs.Inode, gofs.FileHandle, uint32, syscall.Errno) {
-	caller := callerOf(ctx)
 	d := n.m.drops
-	if err := d.checkName(name); err != nil {
-		d.log(caller.UID, name, err.Error())
-		return nil, nil, 0, errnoOf(err)
+	at := path.Join(n.name, name)
+	if err := d.checkName(at); err != nil {
+		return nil, nil, 0, d.refuse(ctx, at, err)
 	}
 	d.mu.Lock()
-	full := d.sweep() >= maxDrops
-	d.made++
-	made, there := d.made, d.files[name] != nil
+	full, there, ino := d.sweep() >= maxDrops, d.files[at] != nil, d.ino()
 	d.mu.Unlock()
 	switch {
 	case there:
 		return nil, nil, 0, syscall.EEXIST
 	case full:
-		d.log(caller.UID, name, fmt.Sprintf("import/ holds %d files already that were not taken in; remove some, or wait", maxDrops))
-		return nil, nil, 0, syscall.EDQUOT
+		return nil, nil, 0, d.refuse(ctx, at, &fault{syscall.EDQUOT, fmt.Sprintf("import/ holds %d files already that were not taken in; remove some, or wait", maxDrops)})
 	}
-	f := &dropFile{refusing: refusing{n.m, path.Join(n.path, name)}, name: name, owner: caller, mode: mode & 0o777, mtime: time.Now()}
-	var err error
-	if f.scratch, err = n.m.tree.Registry.NewScratch(); err != nil {
-		d.log(caller.UID, name, err.Error())
-		return nil, nil, 0, errnoOf(err)
-	}
-	id := gofs.StableAttr{Mode: syscall.S_IFREG, Ino: n.m.ino(fmt.Sprintf("import/%d", made), &Item{})}
-	inode := n.NewPersistentInode(ctx, f, id)
+	f := &dropFile{refusing: refusing{n.m, path.Join(n.path, name)}, name: at, owner: callerOf(ctx), mode: mode & 0o777, mtime: time.Now()}
+	inode := n.NewPersistentInode(ctx, f, gofs.StableAttr{Mode: syscall.S_IFREG, Ino: ino})
 	d.mu.Lock()
-	if d.files[name] != nil { // another one was faster
+	if d.files[at] != nil { // another one was faster
 		d.mu.Unlock()
-		f.mu.Lock()
-		f.discard()
-		f.mu.Unlock()
 		f.ForgetPersistent()
 		return nil, nil, 0, syscall.EEXIST
 	}
-	d.files[name] = f
+	d.files[at] = f
 	d.mu.Unlock()
 	f.fill(&out.Attr)
 	return inode, f.handle(ctx), fuse.FOPEN_DIRECT_IO, 0
 }
 
-// checkName refuses what could never become an app, before a byte is written.
-func (d *drops) checkName(name string) error {
-	if staged(name) {
-		if len(name) > layout.MaxName {
-			return &fault{layout.ErrName, "the name is too long"}
-		}
-		return nil
-	}
-	return d.mounted.tree.Registry.CheckName(AppOf(name))
-}
-
-func (d *drops) log(uid uint32, name, outcome string) {
-	d.mounted.tree.log.add(uid, "import", path.Join("import", name), outcome)
-}
-
 func (n *dropDir) Unlink(_ context.Context, name string) syscall.Errno {
 	d := n.m.drops
-	f := d.find(name)
+	at := path.Join(n.name, name)
+	f := d.find(at)
 	if f == nil {
 		return syscall.ENOENT
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.files[at] == f {
+		if !f.unlink() {
+			return syscall.EBUSY
+		}
+		delete(d.files, at)
+	}
+	return 0
+}
+
+// unlink takes the file's name from it, if it is not being taken in.
+func (f *dropFile) unlink() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.busy {
-		return syscall.EBUSY
+		return false
 	}
-	delete(d.files, name)
 	f.unlinked = true
 	if f.handles == 0 {
-		f.discard()
+		go f.discard()
 	}
 	f.ForgetPersistent()
-	return 0
+	return true
 }
 
 // Rename is the last step of tools that write to a name with a leading dot: it
 // takes the archive in.
 func (n *dropDir) Rename(ctx context.Context, name string, to gofs.InodeEmbedder, toName string, flags uint32) syscall.Errno {
 	d := n.m.drops
-	f := d.find(name)
+	at := path.Join(n.name, name)
+	f := d.find(at)
+	dir, ok := to.(*dropDir)
 	switch {
-	case f == nil:
+	case f == nil && !n.isDir(at):
 		return syscall.ENOENT
-	case to.EmbeddedInode().StableAttr() != n.StableAttr() || !staged(name) || flags&^1 != 0: // RENAME_NOREPLACE
+	case f == nil || !ok || !staged(name) || flags&^1 != 0: // RENAME_NOREPLACE
 		return n.refuse(ctx, "rename", name)
 	}
-	if err := d.checkName(toName); err != nil {
-		d.log(callerOf(ctx).UID, toName, err.Error())
-		return errnoOf(err)
+	toAt := path.Join(dir.name, toName)
+	if err := d.checkName(toAt); err != nil {
+		return d.refuse(ctx, toAt, err)
 	}
-	if !staged(toName) {
-		if !f.begin() {
-			return syscall.EBUSY
-		}
-		err := f.takeIn(ctx, toName)
-		f.end()
-		if err != nil {
-			return errnoOf(err)
+	if dir.isDir(toAt) {
+		return syscall.EISDIR
+	}
+	if !staged(toAt) {
+		if errno := f.takeInAs(ctx, toAt); errno != 0 {
+			return errno
 		}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if old := d.files[toName]; old != nil && old != f {
-		old.mu.Lock()
-		old.unlinked = true
-		if !old.busy && old.handles == 0 {
-			old.discard()
-		}
-		old.mu.Unlock()
-		old.ForgetPersistent()
+	if old := d.files[toAt]; old != nil && old != f {
+		old.unlink()
 	}
+	delete(d.files, at)
+	d.files[toAt] = f
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	delete(d.files, name)
-	d.files[toName] = f
-	f.name = toName
+	f.name = toAt
+	f.mu.Unlock()
 	return 0
 }
 
-// A dropFile is a file in MNT/import/: an archive that is being written, then
-// for a while its receipt.
+// isDir says whether there is a directory of that path below import/.
+func (n *dropDir) isDir(at string) bool {
+	d := n.m.drops
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.dirs[at] != nil || at == doneName
+}
+
+// A dropFile is a file below MNT/import/: an archive that is taken in while it is
+// written, then for a while its receipt.
 type dropFile struct {
 	gofs.Inode
 	refusing
 	owner Caller // who created it
 
-	// mu is held for moments only: lookup and stat want it, and whoever waits
-	// for those cannot be killed.
+	// io is held by who works on arrival, mu for moments only: lookup and stat
+	// want it, and whoever waits for those cannot be killed.
+	io      sync.Mutex
+	arrival *layout.Arrival // nil before the first write, and once it is over
+
 	mu       sync.Mutex
-	busy     bool // it is being taken in; scratch and size stay as they are
-	name     string
-	scratch  *layout.Scratch // nil once it was taken in
+	busy     bool   // it is being taken in
+	name     string // its path below import/
 	size     int64
 	written  bool
+	failed   error // why the archive came to nothing
+	receipt  bool  // it was taken in
 	unlinked bool
 	told     bool // the log says what became of it
 	taken    int  // how often it was taken in
@@ -309,7 +445,7 @@ func (f *dropFile) handle(ctx context.Context) *dropHandle {
 func (f *dropFile) begin() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.busy || f.scratch == nil {
+	if f.busy {
 		return false
 	}
 	f.busy = true
@@ -361,82 +497,113 @@ func (f *dropFile) Setattr(_ context.Context, h gofs.FileHandle, in *fuse.SetAtt
 	if mtime, ok := in.GetMTime(); ok {
 		f.mtime = mtime
 	}
-	errno := syscall.Errno(0)
-	if size, ok := in.GetSize(); ok {
-		errno = f.truncate(h, int64(size))
-	}
 	f.mu.Unlock()
-	if errno == 0 {
-		f.fill(&out.Attr)
+	if size, ok := in.GetSize(); ok {
+		if errno := f.truncate(h, int64(size)); errno != 0 {
+			return errno
+		}
 	}
-	return errno
+	f.fill(&out.Attr)
+	return 0
 }
 
 func (f *dropFile) truncate(h gofs.FileHandle, size int64) syscall.Errno {
-	if f.scratch == nil && size != 0 { // a receipt
+	f.mu.Lock()
+	receipt := f.receipt
+	f.mu.Unlock()
+	if receipt && size != 0 {
 		return 0
 	}
-	if errno := f.again(h); errno != 0 {
-		return errno
-	}
-	if err := f.scratch.Truncate(size); err != nil {
-		return errnoOf(err)
-	}
-	f.size = size
-	return 0
+	return f.change(h, size == 0, func(a *layout.Arrival) error { return a.Truncate(size) })
 }
 
-// again starts a new import where the last one is over. It answers EINVAL to one
-// who had the file open before.
-func (f *dropFile) again(h gofs.FileHandle) syscall.Errno {
-	if f.busy {
+// change has a change made to the archive that is arriving. Where the last one is
+// over, or with anew, another one begins. It answers EINVAL to one who had the
+// file open before the last one was taken in.
+func (f *dropFile) change(h gofs.FileHandle, anew bool, do func(*layout.Arrival) error) syscall.Errno {
+	f.mu.Lock()
+	handle, _ := h.(*dropHandle)
+	switch {
+	case f.busy:
+		f.mu.Unlock()
 		return syscall.EBUSY
-	}
-	if f.scratch != nil {
-		return 0
-	}
-	if h, ok := h.(*dropHandle); ok && h.taken != f.taken {
+	case f.receipt && handle != nil && handle.taken != f.taken:
+		f.mu.Unlock()
 		return syscall.EINVAL
 	}
-	scratch, err := f.m.tree.Registry.NewScratch()
-	if err != nil {
-		return errnoOf(err)
+	anew = anew || f.receipt
+	if anew {
+		f.size, f.written, f.failed, f.receipt, f.told, f.expires = 0, false, nil, false, false, time.Time{}
 	}
-	f.scratch, f.size, f.written, f.told, f.expires = scratch, 0, false, false, time.Time{}
-	return 0
-}
+	failed, name, taken := f.failed, f.name, f.taken
+	f.mu.Unlock()
+	if failed != nil {
+		return errnoOf(failed)
+	}
 
-func (f *dropFile) Read(_ context.Context, _ gofs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	f.io.Lock()
+	defer f.io.Unlock()
+	f.mu.Lock()
+	late := f.taken != taken
+	f.mu.Unlock()
+	if late { // it was taken in meanwhile
+		return syscall.EINVAL
+	}
+	if anew && f.arrival != nil {
+		f.arrival.Abort()
+		f.arrival = nil
+	}
+	if f.arrival == nil {
+		in := layout.Intake{Owner: layout.Owner{UID: int(f.owner.UID), GID: int(f.owner.GID)}}
+		if !staged(name) {
+			in.App = appOf(name)
+			f.m.drops.done.remove(in.App)
+		}
+		f.arrival = f.m.tree.Registry.Receive(in)
+	}
+	err := do(f.arrival)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.scratch == nil {
-		return nil, syscall.EPERM
+	f.size = f.arrival.Size()
+	if err != nil {
+		f.failed = err
+		f.tell(f.owner.UID, name, err.Error())
 	}
-	n, err := f.scratch.ReadAt(dest, off)
-	if err != nil && err != io.EOF {
-		return nil, errnoOf(err)
+	return errnoOf(err)
+}
+
+// tell logs what became of an archive, once. f.mu is held.
+func (f *dropFile) tell(uid uint32, name, outcome string) {
+	if !f.told {
+		f.m.drops.log(uid, name, outcome)
 	}
-	return fuse.ReadResultData(dest[:n]), 0
+	f.told = true
+}
+
+// Read: what was taken in is not a file any more.
+func (f *dropFile) Read(context.Context, gofs.FileHandle, []byte, int64) (fuse.ReadResult, syscall.Errno) {
+	return nil, syscall.EPERM
 }
 
 func (f *dropFile) Write(_ context.Context, h gofs.FileHandle, data []byte, off int64) (uint32, syscall.Errno) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if h := h.(*dropHandle); f.scratch == nil && h.taken != f.taken && len(bytes.Trim(data, "\x00")) == 0 {
+	over := f.receipt && !f.busy && h.(*dropHandle).taken != f.taken
+	f.mu.Unlock()
+	if over && len(bytes.Trim(data, "\x00")) == 0 {
 		return uint32(len(data)), 0 // padding after the archive's end
 	}
-	if errno := f.again(h); errno != 0 {
+	errno := f.change(h, false, func(a *layout.Arrival) error {
+		_, err := a.WriteAt(data, off)
+		return err
+	})
+	if errno != 0 {
 		return 0, errno
 	}
-	n, err := f.scratch.WriteAt(data, off)
-	f.written = f.written || n > 0
-	f.size = max(f.size, off+int64(n))
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.written = true
 	f.mtime = time.Now()
-	if err != nil {
-		f.m.drops.log(f.owner.UID, f.name, err.Error())
-		return 0, errnoOf(err)
-	}
-	return uint32(n), 0
+	return uint32(len(data)), 0
 }
 
 func (f *dropFile) Allocate(_ context.Context, h gofs.FileHandle, off, size uint64, mode uint32) syscall.Errno {
@@ -445,9 +612,10 @@ func (f *dropFile) Allocate(_ context.Context, h gofs.FileHandle, off, size uint
 		return syscall.EOPNOTSUPP
 	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if end := int64(off + size); mode&keepSize == 0 && end > f.size {
-		return f.truncate(h, end)
+	grows := int64(off+size) > f.size
+	f.mu.Unlock()
+	if mode&keepSize == 0 && grows {
+		return f.truncate(h, int64(off+size))
 	}
 	return 0
 }
@@ -464,115 +632,153 @@ func (f *dropFile) Fsync(context.Context, gofs.FileHandle, uint32) syscall.Errno
 func (f *dropFile) Flush(ctx context.Context, h gofs.FileHandle) syscall.Errno {
 	f.mu.Lock()
 	name := f.name
-	idle := f.scratch == nil || !f.written || f.unlinked || f.busy || staged(name)
+	idle := f.receipt || !f.written && f.failed == nil || f.unlinked || f.busy || staged(name)
 	f.busy = f.busy || !idle
 	f.mu.Unlock()
 	if idle {
 		return 0
 	}
 	defer f.end()
-	if f.complete() {
-		return errnoOf(f.takeIn(ctx, name))
-	}
-	if process(pidOf(ctx)) != h.(*dropHandle).process {
-		return 0 // a child closed its copy
-	}
-	f.m.drops.log(callerOf(ctx).UID, name, f.cutOff())
-	return errnoOf(layout.ErrCorrupt)
-}
-
-// complete says whether the file ends like an archive. The file is busy.
-func (f *dropFile) complete() bool {
-	end := make([]byte, 1024)
-	if f.size < int64(len(end)) {
-		return false
-	}
-	_, err := f.scratch.ReadAt(end, f.size-int64(len(end)))
-	return err == nil && len(bytes.Trim(end, "\x00")) == 0
-}
-
-// cutOff says what is wrong with an archive that is not complete. The log has it
-// then. The file is busy.
-func (f *dropFile) cutOff() string {
-	f.mu.Lock()
-	f.told = true
-	f.mu.Unlock()
-	head := make([]byte, 8)
-	n, _ := f.scratch.ReadAt(head, 0)
-	if kind := layout.Compressed(head[:n]); kind != "" {
-		return "archive: compressed by " + kind + ", which is not supported yet; nothing was imported"
-	}
-	return "archive: it ends before its end-of-archive blocks; nothing was imported"
-}
-
-// takeIn makes an app of the archive. The file is busy.
-func (f *dropFile) takeIn(ctx context.Context, name string) error {
-	caller, app := callerOf(ctx), AppOf(name)
-	ctx, stop := patient(ctx, caller.PID)
+	ctx, stop := patient(ctx, callerOf(ctx).PID)
 	defer stop()
-	imported, err := f.m.tree.take(ctx, caller, app, io.NewSectionReader(f.scratch, 0, f.size), f.m.drops.onExist)
-	if err != nil {
+	return f.takeIn(ctx, name, process(pidOf(ctx)) == h.(*dropHandle).process)
+}
+
+// takeInAs takes the archive in under another name than it was written to.
+func (f *dropFile) takeInAs(ctx context.Context, name string) syscall.Errno {
+	if !f.begin() {
+		return syscall.EBUSY
+	}
+	defer f.end()
+	f.mu.Lock()
+	empty := f.receipt || !f.written && f.failed == nil
+	f.mu.Unlock()
+	if empty {
+		return f.m.drops.refuse(ctx, name, layout.ErrIncomplete)
+	}
+	ctx, stop := patient(ctx, callerOf(ctx).PID)
+	defer stop()
+	return f.takeIn(ctx, name, true)
+}
+
+// takeIn makes an app of the archive, if it is complete; if it is not, that is an
+// error for who closes it for good. The file is busy.
+func (f *dropFile) takeIn(ctx context.Context, name string, closing bool) syscall.Errno {
+	f.io.Lock()
+	defer f.io.Unlock()
+	f.mu.Lock()
+	err := f.failed
+	f.mu.Unlock()
+	whole := false
+	if err == nil {
+		whole, err = f.arrival.Complete(ctx, closing)
+	}
+	switch {
+	case err == nil && !whole && !closing:
+		return 0 // a child closed its copy
+	case err == nil && !whole: // what is missing may come still
 		f.mu.Lock()
-		f.told = true
-		f.mu.Unlock()
-		f.m.drops.log(caller.UID, name, inWords(err))
-		return err
+		defer f.mu.Unlock()
+		f.tell(callerOf(ctx).UID, name, "archive: it ends before its end-of-archive blocks; nothing was imported")
+		return errnoOf(layout.ErrCorrupt)
+	}
+	app := appOf(name)
+	var imported []layout.Imported
+	var outcome string
+	if err == nil {
+		var staged *layout.Staged
+		staged, err = f.arrival.Finish()
+		f.arrival = nil
+		if err == nil {
+			imported, outcome, err = f.m.drops.publish(ctx, app, staged)
+		}
+	}
+	f.mu.Lock()
+	if err != nil {
+		outcome = inWords(err)
+	}
+	f.tell(callerOf(ctx).UID, name, outcome)
+	if f.failed = err; err == nil {
+		f.receipt, f.expires = true, time.Now().Add(receiptFor)
+		f.taken++
+	}
+	f.mu.Unlock()
+	if err != nil {
+		return errnoOf(err)
+	}
+	f.m.drops.done.add(app, callerOf(ctx), imported)
+	f.m.expire(app, nil)
+	return 0
+}
+
+// publish makes an app of what was staged, or adds it to the app that is there, if
+// the caller may: import/ only says who may make new ones in the registry itself.
+func (d *drops) publish(ctx context.Context, app string, staged *layout.Staged) (imported []layout.Imported, outcome string, err error) {
+	defer staged.Discard()
+	caller := callerOf(ctx)
+	reg := d.mounted.tree.Registry
+	staged.May = func(dir string) error {
+		err := as(ctx, caller, func(*view) error { return reg.MayChange(dir) })
+		switch {
+		case err == nil:
+			return nil
+		case dir == app:
+			return fmt.Errorf("the app %s is there already, and you may not change it: %w", dir, err)
+		}
+		return fmt.Errorf("you may not make an app in %s: %w", dir, err)
+	}
+	var signed *sign.Outcome
+	if d.signer != nil {
+		if signed, err = d.signer.SignStaged(ctx, staged, sign.Signable); err != nil {
+			return nil, "", err
+		}
+	}
+	if imported, err = staged.Publish(ctx, app, d.onExist); err != nil {
+		return nil, "", err
 	}
 	var parts []string
 	for _, i := range imported {
 		parts = append(parts, fmt.Sprintf("imported %s %s %s", i.App, i.Tag, i.Digest))
 	}
-	f.m.drops.log(caller.UID, name, strings.Join(parts, "; "))
-	f.mu.Lock()
-	f.discard()
-	f.taken++
-	f.expires = time.Now().Add(receiptFor)
-	f.mu.Unlock()
-	f.m.expire(app, nil)
-	return nil
+	for _, what := range staged.Dropped {
+		parts = append(parts, "dropped "+what)
+	}
+	if signed != nil {
+		parts = append(parts, signed.Text())
+	}
+	return imported, strings.Join(parts, "; "), nil
 }
 
-// take makes an app of an archive, or adds it to the app that is there, if the
-// caller may change that one: import/ only says who may make new ones.
-func (t *Tree) take(ctx context.Context, c Caller, name string, archive io.Reader, onExist layout.OnExist) ([]layout.Imported, error) {
-	staged, err := t.Registry.Stage(ctx, archive, layout.Owner{UID: int(c.UID), GID: int(c.GID)})
-	if err != nil {
-		return nil, err
-	}
-	defer staged.Discard()
-	staged.May = func(app *layout.App) error {
-		if err := as(ctx, c, func(*view) error { return app.MayChange() }); err != nil {
-			return fmt.Errorf("the app %s is there already, and you may not change it: %w", name, err)
-		}
-		return nil
-	}
-	return staged.Publish(ctx, name, onExist)
-}
-
-// discard frees what was written. f.mu is held.
+// discard frees what was written.
 func (f *dropFile) discard() {
-	if f.scratch != nil {
-		f.scratch.Close()
-		f.scratch = nil
+	f.io.Lock()
+	defer f.io.Unlock()
+	if f.arrival != nil {
+		f.arrival.Abort()
+		f.arrival = nil
 	}
 }
 
 // Release is the end of an open file. What was not taken in by then is gone,
 // but for names with a leading dot, which wait for their rename.
-func (f *dropFile) Release(context.Context, gofs.FileHandle) syscall.Errno {
+func (f *dropFile) Release(ctx context.Context, _ gofs.FileHandle) syscall.Errno {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.handles--
+	gone := false
 	switch {
-	case f.handles > 0 || f.scratch == nil:
+	case f.handles > 0 || f.receipt:
 	case staged(f.name) && !f.unlinked:
 		f.expires = time.Now().Add(stagedFor)
 	default:
-		if !f.told && !f.unlinked {
-			f.m.drops.log(f.owner.UID, f.name, "archive: closed before it was complete; nothing was imported")
+		if !f.unlinked {
+			f.tell(f.owner.UID, f.name, "archive: closed before it was complete; nothing was imported")
 		}
-		f.discard()
+		gone = true
 		f.expires = time.Now()
+	}
+	f.mu.Unlock()
+	if gone {
+		f.discard()
 	}
 	return 0
 }

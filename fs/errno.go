@@ -47,6 +47,7 @@ var errnos = []struct {
 	{sign.ErrUntrusted, syscall.EKEYREJECTED},
 	{layout.ErrBusy, syscall.EBUSY},
 	{layout.ErrExist, syscall.EEXIST},
+	{layout.ErrRewritten, syscall.EINVAL},
 	{layout.ErrName, syscall.EINVAL},
 	{layout.ErrLimit, syscall.EFBIG},
 	{layout.ErrCorrupt, syscall.EBADMSG},

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"irfs/layout"
+	"irfs/sign"
 )
 
 // Options say how a tree is mounted.
@@ -26,6 +27,8 @@ type Options struct {
 	NonEmpty   bool // mount over a directory that is not empty
 	// OnExist: what becomes of an archive in import/ whose app is there.
 	OnExist layout.OnExist
+	// SignImports signs every archive in import/ before it is published, if not nil.
+	SignImports *sign.Signer
 	// Kernel are options for the kernel as they are, such as noexec.
 	Kernel []string
 	// Certificate is the vendor's certificate (vendor.pub.sig) for who signs
@@ -74,7 +77,7 @@ func (t *Tree) Mount(dir string, o Options) (*Mount, error) {
 		o.ReadOnly = true
 	}
 	m := &mounted{tree: t, stale: stale{at: map[uint32]refusal{}}}
-	m.drops = &drops{mounted: m, onExist: o.OnExist, files: map[string]*dropFile{}}
+	m.drops = newDrops(m, o)
 	rand.Read(m.secret[:])
 	t.certificate, t.certificateFrom = o.Certificate, o.CertificateFrom
 	node := &dirNode{refusing: refusing{m, "."}, dir: &plainDir{t, "."}}

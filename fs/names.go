@@ -83,10 +83,24 @@ func escape(text string, percent bool) string {
 	return b.String()
 }
 
-// AppOf is the app that an archive of that file name becomes.
+// AppOf is the app that an archive of that file name becomes: `nginx` for
+// nginx.tar, nginx.tar.gz, nginx.tgz, nginx.oci, nginx.oci.tar.zst.
 func AppOf(name string) string {
-	for _, ext := range []string{".tar", ".oci"} {
-		name = strings.TrimSuffix(name, ext)
+	if rest := cutAny(name, ".tgz", ".tbz", ".tbz2", ".txz", ".tzst"); rest != name {
+		return cutAny(rest, ".oci", ".docker")
+	}
+	if rest := cutAny(name, ".gz", ".zst", ".zstd", ".xz", ".bz2"); cutAny(rest, ".tar", ".oci") != rest {
+		name = rest
+	}
+	return cutAny(cutAny(name, ".tar"), ".oci", ".docker")
+}
+
+// cutAny cuts the first of the endings that name has, if something is left then.
+func cutAny(name string, endings ...string) string {
+	for _, ending := range endings {
+		if rest, ok := strings.CutSuffix(name, ending); ok && rest != "" {
+			return rest
+		}
 	}
 	return name
 }

@@ -40,17 +40,6 @@ type readIndex struct {
 
 func (a *App) open() (int, error) { return openDir(a.parent, a.Name) }
 
-// MayChange says, by an error, that this thread with its present rights may not
-// change the app.
-func (a *App) MayChange() error {
-	dirfd, err := a.open()
-	if err != nil {
-		return err
-	}
-	defer closeFD(dirfd)
-	return mayCreate(dirfd, a.Name)
-}
-
 // A Snapshot is what an app's index.json said at one instant. It never changes;
 // blobs are read, and checked against it, when they are asked for.
 type Snapshot struct {

@@ -2,7 +2,6 @@ package layout
 
 import (
 	"archive/tar"
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -11,14 +10,17 @@ import (
 	"io/fs"
 	"path"
 	"strings"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 )
 
-// MaxArchiveEntries is how many entries an archive may have.
-const MaxArchiveEntries = 100_000
+// What is more is refused, an [ErrLimit].
+const (
+	MaxArchiveEntries = 100_000 // entries of an archive
+	MaxArchive        = 4 << 40 // bytes of all its files together, unpacked
+)
 
 // ErrIncomplete: an archive that ends before its end-of-archive blocks. Also ErrCorrupt.
 var ErrIncomplete = errors.New("incomplete")
@@ -26,10 +28,23 @@ var ErrIncomplete = errors.New("incomplete")
 // An Owner is whom imported files belong to.
 type Owner struct{ UID, GID int }
 
-// Imported is an image or index that an archive brought; Tag may be empty.
+// Imported is an image or index that an archive brought.
 type Imported struct {
 	App, Tag string
 	Digest   digest.Digest
+}
+
+// An Intake says how an archive is taken in.
+type Intake struct {
+	Owner Owner
+	// App is the app that it is for, "" if that is not known yet. Blobs that
+	// the app has already are not written again.
+	App string
+	// KeepAll leaves platforms that an index lists and the archive lacks,
+	// attestations, and Docker's media types as they are.
+	KeepAll bool
+	// Compress compresses the layers of what `docker save` made by gzip.
+	Compress bool
 }
 
 // A Staged is an archive that was taken in, checked, and lies in a work
@@ -38,9 +53,14 @@ type Imported struct {
 type Staged struct {
 	App *App // may be read, and changed, like any other
 
-	// May, if set, is asked before the archive is added to an app that is there,
-	// which is locked then; its error refuses that.
-	May func(*App) error
+	// Dropped says what of the archive was left out or converted, a part of a
+	// sentence for each.
+	Dropped []string
+
+	// May, if set, is asked before anything is changed in a directory of the
+	// registry: the app that is there, which is locked then, or the nearest
+	// directory above a new one ("." is the registry itself). Its error refuses that.
+	May func(dir string) error
 
 	reg   *Registry
 	work  *work
@@ -49,21 +69,25 @@ type Staged struct {
 
 const stagedName = "archive" // also what errors call it
 
-// Stage takes in an OCI image archive: a tar of an image layout. Everything that
-// its index.json reaches has to be there and have the right digests;
-// what nothing reaches is dropped. Nothing is seen of it until Publish.
-func (r *Registry) Stage(ctx context.Context, archive io.Reader, owner Owner) (*Staged, error) {
+// Stage takes in an image archive while it is read, in one pass: a tar file, or
+// one in gzip, zstd, xz or bzip2, of an OCI image layout or of what `docker save` writes
+// (docker.go). Every blob that index.json reaches has to be there and have the
+// right digest; what nothing reaches is dropped, and what is not
+// as a registry server wants it is put right (normal.go). Nothing is seen of it until
+// Publish.
+func (r *Registry) Stage(ctx context.Context, archive io.Reader, in Intake) (*Staged, error) {
+	return r.stage(ctx, archive, in, new(atomic.Bool))
+}
+
+// stage is Stage; atEnd is set once the archive's end was read.
+func (r *Registry) stage(ctx context.Context, archive io.Reader, in Intake, atEnd *atomic.Bool) (*Staged, error) {
 	w, err := newWork(r.fd)
 	if err != nil {
 		return nil, err
 	}
-	s := &Staged{reg: r, work: w, owner: owner}
+	s := &Staged{reg: r, work: w, owner: in.Owner}
 	s.App = &App{Name: stagedName, parent: w.fd, turn: make(chan struct{}, 1), indexes: map[string]*readIndex{}}
-	err = s.unpack(ctx, archive)
-	if err == nil {
-		err = s.check(ctx)
-	}
-	if err != nil {
+	if err := s.unpack(ctx, archive, in, atEnd); err != nil {
 		s.Discard()
 		return nil, err
 	}
@@ -78,7 +102,7 @@ func (s *Staged) Discard() {
 	}
 }
 
-func (s *Staged) unpack(ctx context.Context, archive io.Reader) error {
+func (s *Staged) unpack(ctx context.Context, archive io.Reader, in Intake, atEnd *atomic.Bool) error {
 	if err := s.mkdir(s.work.fd, stagedName); err != nil {
 		return err
 	}
@@ -87,19 +111,77 @@ func (s *Staged) unpack(ctx context.Context, archive io.Reader) error {
 		return err
 	}
 	defer closeFD(dirfd)
-	if err := s.mkdir(dirfd, "blobs"); err != nil {
+	u := &unpacking{
+		Staged: s, in: in, ctx: ctx, dirfd: dirfd, lander: newLander(), dirs: map[string]bool{},
+		documents: map[string][]byte{}, parts: map[string]part{}, blobs: map[digest.Digest]part{}, links: map[string]string{},
+	}
+	defer u.lander.abandon()
+	if app, err := s.reg.App(in.App); in.App != "" && err == nil {
+		if u.known, err = app.open(); err == nil {
+			defer closeFD(u.known)
+			u.knows = true
+		}
+	}
+	if err := u.mkdirs("blobs"); err != nil {
 		return err
 	}
-	head := bufio.NewReader(archive)
-	begin, _ := head.Peek(8)
-	if kind := Compressed(begin); kind != "" {
-		return corruptf("archive: compressed by %s, which is not supported yet; unpack it first", kind)
+	if err := u.read(archive, atEnd); err != nil {
+		return err
 	}
-	tail := &tail{r: &readFrom{ctx: ctx, r: head}}
+	if err := u.settle(); err != nil {
+		return err
+	}
+	return u.lander.close()
+}
+
+// An unpacking is an archive on its way into a staged app.
+type unpacking struct {
+	*Staged
+	in     Intake
+	ctx    context.Context
+	dirfd  int // the staged app
+	known  int // the app that it is for
+	knows  bool
+	lander *lander
+	dirs   map[string]bool // those that were made
+
+	documents map[string][]byte // the files that are not blobs: oci-layout, index.json, manifest.json
+	parts     map[string]part   // every other file that may be a part of an image, by its name
+	blobs     map[digest.Digest]part
+	links     map[string]string // symbolic links, by their names
+	bytes     int64             // of all files so far
+}
+
+// A part is a file of an archive that became a blob.
+type part struct {
+	digest digest.Digest
+	size   int64
+	// compression of the blob: gzip, zstd, "" for none
+	compression string
+	// diffID is the digest of a layer before it was compressed here, or "".
+	diffID digest.Digest
+}
+
+// manifestName is the list of images in what `docker save` writes.
+const manifestName = "manifest.json"
+
+// documentLimits are the files of an archive that are kept in memory.
+var documentLimits = map[string]int64{v1.ImageLayoutFile: MaxManifest, indexName: MaxIndex, manifestName: MaxManifest}
+
+// read reads the archive to its end.
+func (u *unpacking) read(archive io.Reader, atEnd *atomic.Bool) error {
+	source := &readFrom{ctx: u.ctx, r: archive}
+	unpacked, close, err := decompress(source)
+	if err != nil {
+		return err
+	}
+	defer close()
+	tail := &tail{source: source, r: unpacked}
 	entries := tar.NewReader(tail)
 	seen := map[string]bool{}
 	var padding int64
 	for count := 1; ; count++ {
+		tail.record(padding)
 		h, err := entries.Next()
 		if err == io.EOF {
 			break
@@ -107,93 +189,149 @@ func (s *Staged) unpack(ctx context.Context, archive io.Reader) error {
 		if err != nil {
 			return tail.failed(err)
 		}
+		if err := checkHeader(h, tail.headers()); err != nil {
+			return err
+		}
 		name := path.Clean(h.Name)
 		switch {
 		case count > MaxArchiveEntries:
 			return limitf("archive: over the limit of %d entries", MaxArchiveEntries)
-		case !fs.ValidPath(name):
-			return corruptf("archive: %q: not a path inside the archive", h.Name)
-		case h.Typeflag == tar.TypeDir:
+		case u.bytes > MaxArchive-h.Size:
+			return limitf("archive: over the limit of %d bytes for all its files", int64(MaxArchive))
+		case h.Typeflag == tar.TypeDir || h.Typeflag == tar.TypeXGlobalHeader:
 			padding = 0
-			tail.zeros = 0
 			continue
-		case h.Typeflag != tar.TypeReg || sparse(h):
-			return corruptf("archive: %q: neither a regular file nor a directory", h.Name)
 		case seen[name]:
 			return corruptf("archive: %q: twice in the archive", h.Name)
 		}
 		seen[name] = true
-		if err := s.take(dirfd, name, entries, h.Size); err != nil {
+		u.bytes += h.Size
+		if h.Typeflag == tar.TypeSymlink {
+			u.links[name] = h.Linkname
+			padding = 0
+			continue
+		}
+		if err := u.take(name, entries, h.Size); err != nil {
 			return tail.failed(err)
 		}
 		if _, err := io.Copy(io.Discard, entries); err != nil {
 			return tail.failed(err)
 		}
 		padding = -h.Size & 511
-		tail.zeros = 0
 	}
-	if err := tail.end(padding); err != nil {
-		return err
-	}
-	for _, name := range []string{"oci-layout", indexName} {
-		if !seen[name] {
-			return corruptf("archive: it has no %s, so it is not an OCI image archive", name)
-		}
-	}
-	return nil
+	return tail.end(padding, atEnd)
 }
 
-// sparse says whether an entry has holes, which a few bytes can make as large
-// as they like. Those of GNU tar's own format have a type of their own.
-func sparse(h *tar.Header) bool {
-	for name := range h.PAXRecords {
-		if strings.HasPrefix(name, "GNU.sparse.") {
-			return true
+// checkHeader refuses what readers of tar disagree on, and whatever is neither a
+// regular file, nor a directory, nor a link to a layer, which is only ever
+// looked up (docker.go). raw are the blocks that the entry was read from: its
+// header, and the extension headers before it.
+func checkHeader(h *tar.Header, raw []byte) error {
+	refuse := func(why string) error { return corruptf("archive: %q: %s", h.Name, why) }
+	if !fs.ValidPath(path.Clean(h.Name)) || strings.IndexByte(h.Name, 0) >= 0 {
+		return refuse("not a path inside the archive")
+	}
+	for key, value := range h.PAXRecords {
+		switch {
+		case strings.HasPrefix(key, "GNU.sparse."): // a few bytes can make the holes as large as they like
+			return refuse("neither a regular file nor a directory")
+		case h.Typeflag == tar.TypeXGlobalHeader && key != "comment":
+			return refuse("a global extended header that is more than a comment, which readers understand differently")
+		case (key == "path" || key == "size" || key == "linkpath") && value == "":
+			return refuse("an extended header takes back its " + key + ", which readers understand differently")
 		}
 	}
-	return false
-}
-
-// take puts one entry of an archive where it belongs. Anything that is no
-// part of an image layout is passed over.
-func (s *Staged) take(dirfd int, name string, r io.Reader, size int64) error {
-	algorithm, hex, isBlob := strings.Cut(strings.TrimPrefix(name, "blobs/"), "/")
+	extensions := ""
+	for len(raw) > 512 {
+		flag, size := raw[156], octal(raw[124:136])
+		if size < 0 || size > int64(len(raw)) {
+			return refuse("an extension header whose size readers understand differently")
+		}
+		extensions += string(flag)
+		raw = raw[min(int64(len(raw)), 512+(size+511)&^511):]
+	}
+	last := string(raw[:min(len(raw), 512)])
 	switch {
-	case name == "oci-layout":
-		if size > MaxManifest {
-			return limitf("archive: %s: %d bytes, over the limit of %d", name, size, MaxManifest)
+	case len(last) < 512 || !strings.Contains(" x L K LK KL ", " "+extensions+" ") && extensions != "", h.Typeflag == tar.TypeXGlobalHeader && extensions != "":
+		return refuse("extension headers upon each other, which readers understand differently")
+	case last[508:512] == "tar\x00":
+		return refuse("a header of star's own format, which readers understand differently")
+	}
+	switch h.Typeflag {
+	case tar.TypeXGlobalHeader:
+		return nil
+	case tar.TypeDir:
+		if h.Size != 0 {
+			return refuse("a directory with a size, which readers understand differently")
+		}
+		return nil
+	case tar.TypeReg:
+		if strings.HasSuffix(h.Name, "/") {
+			return refuse("a regular file with the name of a directory")
+		}
+		return nil
+	case tar.TypeSymlink:
+		if path.Base(h.Name) == "layer.tar" && h.Size == 0 {
+			return nil
+		}
+	}
+	return refuse("neither a regular file nor a directory")
+}
+
+// octal reads a number of a tar header as every reader of tar does, or gives -1.
+func octal(field []byte) int64 {
+	digits := strings.Trim(string(field), " \x00")
+	var n int64
+	for _, c := range digits {
+		if c < '0' || c > '7' || n > 1<<40 {
+			return -1
+		}
+		n = n<<3 + int64(c-'0')
+	}
+	return n
+}
+
+// take puts one file of an archive where it belongs. What is known to be no
+// part of an image is passed over.
+func (u *unpacking) take(name string, r io.Reader, size int64) error {
+	if limit, ok := documentLimits[name]; ok {
+		if size > limit {
+			return limitf("archive: %s: %d bytes, over the limit of %d", name, size, limit)
 		}
 		data, err := io.ReadAll(r)
-		if err == nil {
+		if err == nil && name == v1.ImageLayoutFile {
 			err = checkOCILayout(data)
 		}
+		u.documents[name] = data
+		return err
+	}
+	var want digest.Digest
+	if rest, ok := strings.CutPrefix(name, "blobs/"); ok {
+		algorithm, hex, _ := strings.Cut(rest, "/")
+		d, err := ParseDigest(algorithm + ":" + hex)
 		if err != nil {
-			return err
+			return corruptf("archive: %q: %w", name, err)
 		}
-		return s.write(dirfd, name, bytes.NewReader(data))
-	case name == indexName:
-		if size > MaxIndex {
-			return limitf("archive: %s: %d bytes, over the limit of %d", name, size, MaxIndex)
-		}
-		return s.write(dirfd, name, r)
-	case !isBlob || !strings.HasPrefix(name, "blobs/"):
+		want = d
+	} else if passedOver(name) {
 		return nil
 	}
-	d, err := ParseDigest(algorithm + ":" + hex)
+	p, err := u.land(name, r, size, want)
 	if err != nil {
-		return corruptf("archive: %q: %w", name, err)
-	}
-	if err := s.mkdir(dirfd, path.Dir(name)); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	hash := d.Algorithm().Hash()
-	if err := s.write(dirfd, name, io.TeeReader(r, hash)); err != nil {
-		return err
-	}
-	if digest.NewDigest(d.Algorithm(), hash) != d {
-		return corruptf("archive: %q: its bytes do not have this digest", name)
+	u.blobs[p.digest] = p
+	if want == "" {
+		u.parts[name] = p
 	}
 	return nil
+}
+
+// passedOver: what Docker wrote for versions of its own before 1.10 (moby/moby,
+// image/spec/spec.md, "Combined Image JSON + Filesystem Changeset Format").
+func passedOver(name string) bool {
+	dir, base := path.Split(name)
+	return dir == "" && base == "repositories" || dir != "" && (base == "VERSION" || base == "json")
 }
 
 func (s *Staged) mkdir(dirfd int, name string) error {
@@ -208,40 +346,29 @@ func (s *Staged) mkdir(dirfd int, name string) error {
 	return own(fd, name, s.owner, 0o755)
 }
 
-// write writes and syncs one file of the staged app.
-func (s *Staged) write(dirfd int, name string, r io.Reader) error {
-	fd, err := openBeneath(dirfd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
-	if err != nil {
-		return err
+// mkdirs makes a directory of the staged app, once.
+func (u *unpacking) mkdirs(name string) error {
+	if u.dirs[name] {
+		return nil
 	}
-	f := &newFile{what: name, fd: fd}
-	defer f.close()
-	if _, err := io.CopyBuffer(f, r, make([]byte, 1<<20)); err != nil {
-		return err
-	}
-	if err := own(fd, name, s.owner, 0o644); err != nil {
-		return err
-	}
-	return fsync(fd, name)
+	u.dirs[name] = true
+	return u.mkdir(u.dirfd, name)
 }
 
-// Compressed names the program that compressed a file which begins so, or "".
-func Compressed(head []byte) string {
-	for _, magic := range []struct{ bytes, name string }{
-		{"\x1f\x8b", "gzip"}, {"\x28\xb5\x2f\xfd", "zstd"}, {"\xfd7zXZ\x00", "xz"}, {"BZh", "bzip2"},
-	} {
-		if bytes.HasPrefix(head, []byte(magic.bytes)) {
-			return magic.name
-		}
-	}
-	return ""
-}
-
-// tail watches what an archive ends with.
+// tail watches what an archive is read from: its headers, and what it ends with.
 type tail struct {
-	r     *readFrom
-	zeros int64 // zero bytes read since the last other byte
+	source *readFrom // what it comes from, before it was unpacked
+	r      io.Reader
+	zeros  int64 // zero bytes read since the last other byte, or since record
+
+	recording bool
+	skip      int // bytes of padding before the headers
+	head      []byte
 }
+
+// maxHeaders is how many bytes of headers one entry may have: archive/tar allows
+// 1 MiB for each extension.
+const maxHeaders = 4 << 20
 
 func (t *tail) Read(p []byte) (int, error) {
 	n, err := t.r.Read(p)
@@ -250,18 +377,36 @@ func (t *tail) Read(p []byte) (int, error) {
 		t.zeros = 0
 	}
 	t.zeros += int64(n - len(rest))
+	if t.recording && len(t.head) < maxHeaders {
+		t.head = append(t.head, p[:n]...)
+	}
 	return n, err
+}
+
+// record starts to keep the headers of the next entry, which come after so many
+// bytes of padding.
+func (t *tail) record(padding int64) {
+	t.recording, t.skip, t.head, t.zeros = true, int(padding), t.head[:0], 0
+}
+
+// headers gives what was recorded, and stops that.
+func (t *tail) headers() []byte {
+	t.recording = false
+	return t.head[min(t.skip, len(t.head)):]
 }
 
 // failed tells what it means that an archive could not be read on.
 func (t *tail) failed(err error) error {
+	var unpacking *unpackingError
 	switch {
-	case t.r.err != nil:
-		return t.r.err
+	case t.source.err != nil:
+		return t.source.err
+	case errors.As(err, &unpacking):
+		return unpacking.error
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return fmt.Errorf("archive: it ends in the middle of an entry: %w", incomplete{})
 	case errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong):
-		return corruptf("archive: not an uncompressed tar archive, or a damaged one: %w", err)
+		return corruptf("archive: not a tar archive, or a damaged one: %w", err)
 	}
 	return err
 }
@@ -269,11 +414,13 @@ func (t *tail) failed(err error) error {
 // end checks that the archive had its two blocks of zeros (POSIX.1-2024, pax,
 // "ustar Interchange Format"), and reads on to the end of the stream, where
 // only zeros may follow.
-func (t *tail) end(padding int64) error {
+func (t *tail) end(padding int64, atEnd *atomic.Bool) error {
+	t.headers()
 	if t.zeros < padding+1024 {
 		return fmt.Errorf("archive: its end is missing (two blocks of zeros): %w", incomplete{})
 	}
-	buf := make([]byte, 64<<10)
+	atEnd.Store(true)
+	buf := make([]byte, 32<<10)
 	for {
 		n, err := t.Read(buf)
 		if len(bytes.TrimLeft(buf[:n], "\x00")) > 0 {
@@ -283,7 +430,7 @@ func (t *tail) end(padding int64) error {
 			return nil
 		}
 		if err != nil {
-			return err
+			return t.failed(err)
 		}
 	}
 }
@@ -312,72 +459,84 @@ func checkOCILayout(data []byte) error {
 	return nil
 }
 
-// check makes sure that what the archive brought is whole, drops what
-// nothing refers to, and syncs its directories.
-func (s *Staged) check(ctx context.Context) error {
-	l, err := s.App.lock(ctx)
+// settle makes an app of what came: its index.json, and no blob that this does
+// not reach. Its directories are synced, and its files are on their way to be.
+func (u *unpacking) settle() error {
+	index, err := u.index()
 	if err != nil {
 		return err
 	}
-	defer l.release()
-	s.App.mu.Lock()
-	snap, _, err := s.App.load(l.dirfd)
-	s.App.mu.Unlock()
-	if err == nil {
-		err = snap.Err
-	}
+	snap, err := u.snapshot(index)
 	if err != nil {
+		return err
+	}
+	if index, err = u.normalise(snap, index); err != nil {
 		return fmt.Errorf("archive: %w", err)
 	}
-	if len(snap.index.Manifests) == 0 {
-		return corruptf("archive: its index.json lists no image")
-	}
-	for tag, row := range snap.tags {
-		if row == twice {
-			return corruptf("archive: the tag %q is given twice", tag)
-		}
+	if snap, err = u.snapshot(index); err != nil {
+		return err
 	}
 	used, err := snap.used()
 	if err == nil {
-		err = s.blobsThere(l.dirfd, snap)
+		err = u.blobsThere(snap)
 	}
 	if err != nil {
 		return fmt.Errorf("archive: %w", err)
 	}
-	list, err := readDir(l.dirfd, "blobs")
-	if err != nil {
+	version := u.documents[v1.ImageLayoutFile]
+	if version == nil {
+		version = []byte(`{"imageLayoutVersion":"` + v1.ImageLayoutVersion + `"}`)
+	}
+	if err := u.write(v1.ImageLayoutFile, version); err != nil {
 		return err
 	}
-	for _, e := range list {
-		dir := path.Join("blobs", e.name)
-		blobs, err := readDir(l.dirfd, dir)
+	if err := u.write(indexName, index); err != nil {
+		return err
+	}
+	return u.prune(used)
+}
+
+// index gives the index.json that the archive has, or one of what `docker save` listed.
+func (u *unpacking) index() ([]byte, error) {
+	index, hasIndex := u.documents[indexName]
+	_, hasLayout := u.documents[v1.ImageLayoutFile]
+	list, hasList := u.documents[manifestName]
+	switch {
+	case hasIndex && hasLayout:
+		return index, nil
+	case hasList && !hasIndex && !hasLayout:
+		index, err := u.fromDocker(list)
 		if err != nil {
-			return err
+			return nil, fmt.Errorf("archive: %s: %w", manifestName, err)
 		}
-		for _, b := range blobs {
-			if !used[digest.Digest(e.name+":"+b.name)] {
-				if err := unlink(l.dirfd, path.Join(dir, b.name)); err != nil {
-					return err
-				}
-			}
-		}
-		if err := syncDir(l.dirfd, dir); err != nil {
-			return err
-		}
+		return index, nil
+	case hasIndex:
+		return nil, corruptf("archive: it has an index.json and no oci-layout, so it is not an OCI image archive")
+	case hasLayout:
+		return nil, corruptf("archive: it has an oci-layout and no index.json, so it is not an OCI image archive")
 	}
-	if err := syncDir(l.dirfd, "blobs"); err != nil {
-		return err
+	return nil, corruptf("archive: it has neither oci-layout and index.json nor manifest.json, so it is not an image archive of OCI's or Docker's kind")
+}
+
+// snapshot reads an index.json that the staged app does not have yet.
+func (u *unpacking) snapshot(text []byte) (*Snapshot, error) {
+	index, err := ParseIndex(text, "")
+	if err != nil {
+		return nil, fmt.Errorf("archive: %s: %w", indexName, err)
 	}
-	return fsync(l.dirfd, stagedName)
+	if len(index.Manifests) == 0 {
+		return nil, corruptf("archive: its index.json lists no image")
+	}
+	return &Snapshot{app: u.App, content: newContent(index)}, nil
 }
 
 // blobsThere checks that every image that is there has its config and layers,
 // each of its size, and that every tag names something. The digests of all
 // blobs were checked as they came in.
-func (s *Staged) blobsThere(dirfd int, snap *Snapshot) error {
+func (u *unpacking) blobsThere(snap *Snapshot) error {
 	for _, d := range snap.index.Manifests {
-		if _, err := statBeneath(dirfd, BlobPath(d.Digest)); errors.Is(err, fs.ErrNotExist) {
-			return missing(d)
+		if there, err := u.has(d.Digest); err != nil || !there {
+			return errors.Join(err, missing(d))
 		}
 	}
 	entries, err := snap.Entries()
@@ -396,7 +555,7 @@ func (s *Staged) blobsThere(dirfd int, snap *Snapshot) error {
 			continue
 		}
 		for _, d := range append([]v1.Descriptor{m.Doc.Config}, m.Doc.Layers...) {
-			attr, err := statBeneath(dirfd, BlobPath(d.Digest))
+			attr, err := statBeneath(u.dirfd, BlobPath(d.Digest))
 			if errors.Is(err, fs.ErrNotExist) {
 				err = fmt.Errorf("%s: %w", e.Digest, missing(d))
 			}
@@ -409,4 +568,62 @@ func (s *Staged) blobsThere(dirfd int, snap *Snapshot) error {
 		}
 	}
 	return nil
+}
+
+// has says whether a blob is in the staged app.
+func (u *unpacking) has(d digest.Digest) (bool, error) {
+	_, err := statBeneath(u.dirfd, BlobPath(d))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// prune removes the blobs that are not used, and syncs the directories.
+func (u *unpacking) prune(used map[digest.Digest]bool) error {
+	list, err := readDir(u.dirfd, "blobs")
+	if err != nil {
+		return err
+	}
+	for _, e := range list {
+		dir := path.Join("blobs", e.name)
+		blobs, err := readDir(u.dirfd, dir)
+		if err != nil {
+			return err
+		}
+		left := len(blobs)
+		for _, b := range blobs {
+			if !used[digest.Digest(e.name+":"+b.name)] {
+				if err := unlink(u.dirfd, path.Join(dir, b.name)); err != nil {
+					return err
+				}
+				left--
+			}
+		}
+		if left == 0 {
+			err = rmdir(u.dirfd, dir)
+		} else {
+			err = syncDir(u.dirfd, dir)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := syncDir(u.dirfd, "blobs"); err != nil {
+		return err
+	}
+	return fsync(u.dirfd, stagedName)
+}
+
+// write writes a file of the staged app that is not a blob.
+func (u *unpacking) write(name string, data []byte) error {
+	f, err := u.create(name)
+	if err != nil {
+		return err
+	}
+	if _, err := f.Write(data); err != nil {
+		f.close()
+		return err
+	}
+	return u.finish(f)
 }

@@ -384,17 +384,22 @@ func renameNew(fromfd int, from string, tofd int, to string) error {
 	if !errors.Is(err, unix.EINVAL) {
 		return err
 	}
-	linkErr := retry(func() error { return unix.Linkat(fromfd, from, tofd, to, 0) })
+	linkErr := linkFile(fromfd, from, tofd, to)
 	if linkErr == nil {
 		return unlink(fromfd, from)
 	}
-	if linkErr == unix.EEXIST {
-		return pathError("link", to, linkErr)
+	if errors.Is(linkErr, fs.ErrExist) {
+		return linkErr
 	}
 	if _, err := statBeneath(tofd, to); !errors.Is(err, fs.ErrNotExist) {
 		return pathError("rename", to, unix.EEXIST)
 	}
 	return rename(fromfd, from, tofd, to, 0)
+}
+
+// linkFile gives a file one more name.
+func linkFile(fromfd int, from string, tofd int, to string) error {
+	return pathError("link", to, retry(func() error { return unix.Linkat(fromfd, from, tofd, to, 0) }))
 }
 
 // own gives an open file or directory to a user, where this process may do that.

@@ -44,7 +44,8 @@ func TestMergeRefusesAnotherDescriptor(t *testing.T) {
 			build(app, theirs)
 			dir := writeApp(t, app)
 			before := tree(t, dir)
-			_, err := importAs(context.Background(), registry(t, dir), "app", archive(t, theirs), layout.OnExistAdd)
+			// Otherwise Docker's type would become OCI's, as the app has it.
+			_, err := importWith(context.Background(), registry(t, dir), "app", archive(t, theirs), layout.OnExistAdd, layout.Intake{Owner: me, KeepAll: true})
 			want(t, err, layout.ErrCorrupt, "the archive does not fit")
 			same(t, dir, before)
 		})
@@ -135,7 +136,7 @@ func TestMergeBesideABusyTool(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
 	reg := registry(t, dir)
-	staged, err := reg.Stage(context.Background(), bytes.NewReader(text), me)
+	staged, err := reg.Stage(context.Background(), bytes.NewReader(text), layout.Intake{Owner: me})
 	must(t, err)
 	defer staged.Discard()
 	ended := make(chan error, 1)

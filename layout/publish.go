@@ -1,6 +1,7 @@
 package layout
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,8 +17,9 @@ import (
 type OnExist string
 
 const (
-	OnExistAdd  OnExist = "add"  // new tags are added; ErrExist if a tag would move
-	OnExistFail OnExist = "fail" // ErrExist
+	OnExistAdd   OnExist = "add"   // new tags are added; ErrExist if a tag would move
+	OnExistMerge OnExist = "merge" // new tags are added, and those that are there move
+	OnExistFail  OnExist = "fail"  // ErrExist
 )
 
 // ParseOnExist reads an OnExist; "" is OnExistAdd.
@@ -25,10 +27,10 @@ func ParseOnExist(s string) (OnExist, error) {
 	switch o := OnExist(s); o {
 	case "":
 		return OnExistAdd, nil
-	case OnExistAdd, OnExistFail:
+	case OnExistAdd, OnExistMerge, OnExistFail:
 		return o, nil
 	}
-	return "", fmt.Errorf("%q: what to do when the app exists is add or fail", s)
+	return "", fmt.Errorf("%q: what to do when the app exists is add, merge or fail", s)
 }
 
 // Publish makes the staged app appear as name, whole, in one step, durable
@@ -60,7 +62,7 @@ func (s *Staged) Publish(ctx context.Context, name string, onExist OnExist) ([]I
 		case onExist == OnExistFail:
 			err = kindf(ErrExist, "%s: the app is there already", name)
 		default:
-			err = s.merge(ctx, app, snap)
+			err = s.merge(ctx, app, snap, onExist == OnExistMerge)
 		}
 	}
 	if err != nil {
@@ -73,6 +75,14 @@ func (s *Staged) Publish(ctx context.Context, name string, onExist OnExist) ([]I
 // publishNew renames the staged app to its place. The namespaces that it makes
 // on the way are gone again if that fails.
 func (s *Staged) publishNew(name string) (err error) {
+	if _, err := statBeneath(s.reg.fd, name); err == nil {
+		return pathError("rename", name, fs.ErrExist)
+	}
+	if s.May != nil {
+		if err := s.May(s.reg.nearest(path.Dir(name))); err != nil {
+			return err
+		}
+	}
 	parent := s.reg.fd
 	for i, c := range name {
 		if c != '/' {
@@ -106,19 +116,40 @@ func (s *Staged) publishNew(name string) (err error) {
 	return fsync(parent, name)
 }
 
-// merge adds what was staged to an app that is there.
-func (s *Staged) merge(ctx context.Context, app *App, staged *Snapshot) error {
+// nearest is the nearest directory that is there, dir itself or one above.
+func (r *Registry) nearest(dir string) string {
+	for ; dir != "."; dir = path.Dir(dir) {
+		if _, err := statBeneath(r.fd, dir); err == nil {
+			break
+		}
+	}
+	return dir
+}
+
+// merge adds what was staged to an app that is there. Its tags move if they may.
+func (s *Staged) merge(ctx context.Context, app *App, staged *Snapshot, mayMove bool) error {
 	return app.change(ctx, func(l *locked, snap *Snapshot, raw []byte, seen sighting) error {
 		if s.May != nil {
-			if err := s.May(app); err != nil {
+			if err := s.May(app.Name); err != nil {
 				return err
 			}
 		}
-		add, err := s.toAdd(snap, staged)
+		add, moved, err := s.toAdd(snap, staged, mayMove)
 		if err != nil {
 			return err
 		}
-		index, err := appendDescriptors(raw, add)
+		index := raw
+		if len(moved) > 0 {
+			index, err = editDescriptors(raw, func(i int, text []byte) ([]byte, error) {
+				if now, ok := moved[i]; ok {
+					return now, nil
+				}
+				return text, nil
+			})
+		}
+		if err == nil {
+			index, err = appendDescriptors(index, add)
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", indexName, err)
 		}
@@ -129,7 +160,7 @@ func (s *Staged) merge(ctx context.Context, app *App, staged *Snapshot) error {
 		if err := s.moveBlobs(ctx, l); err != nil {
 			return err
 		}
-		if len(add) == 0 {
+		if len(add)+len(moved) == 0 {
 			return l.settle(snap, nil)
 		}
 		w, err := newWork(l.dirfd)
@@ -142,38 +173,45 @@ func (s *Staged) merge(ctx context.Context, app *App, staged *Snapshot) error {
 }
 
 // toAdd gives the descriptors of the staged index.json that the app's lacks, as
-// they stand there. Refused are a tag that would move, and a descriptor, at any
+// they stand there, and those that take the place of a row of the app's, whose tag
+// moves. Refused are a tag that would move and may not, and a descriptor, at any
 // depth, that says something else of a digest than the app's.
-func (s *Staged) toAdd(snap, staged *Snapshot) ([][]byte, error) {
+func (s *Staged) toAdd(snap, staged *Snapshot, mayMove bool) (add [][]byte, moved map[int][]byte, err error) {
 	theirs, err := staged.all()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	ours, err := snap.all()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for d, n := range theirs.nodes {
 		if have := ours.nodes[d]; have != nil {
 			if err := disagreement(have.Descriptor, n.Descriptor); err != nil {
-				return nil, fmt.Errorf("%s: the archive does not fit: %w", snap.app.Name, err)
+				return nil, nil, fmt.Errorf("%s: the archive does not fit: %w", snap.app.Name, err)
 			}
 		}
 	}
 	raw, err := s.App.readIndexFile()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	texts, err := descriptorTexts(raw)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var add [][]byte
+	moved = map[int][]byte{}
 	for i, d := range staged.index.Manifests {
 		tag := d.Annotations[refName]
 		if row, ok := snap.tags[tag]; tag != "" && ok {
-			if row == twice || snap.index.Manifests[row].Digest != d.Digest {
-				return nil, kindf(ErrExist, "%s: the tag %q is there already, and names another image", snap.app.Name, tag)
+			switch {
+			case row == twice:
+				return nil, nil, kindf(ErrExist, "%s: the tag %q is given twice there", snap.app.Name, tag)
+			case snap.index.Manifests[row].Digest == d.Digest:
+			case !mayMove:
+				return nil, nil, kindf(ErrExist, "%s: the tag %q is there already, and names another image", snap.app.Name, tag)
+			default:
+				moved[row] = texts[i]
 			}
 			continue
 		}
@@ -182,7 +220,7 @@ func (s *Staged) toAdd(snap, staged *Snapshot) ([][]byte, error) {
 		}
 		add = append(add, texts[i])
 	}
-	return add, nil
+	return add, moved, nil
 }
 
 // moveBlobs gives the staged blobs to the app l. What it has already stays,
@@ -228,18 +266,69 @@ func (s *Staged) moveBlobs(ctx context.Context, l *locked) error {
 }
 
 // moveOver deals with a blob that is there already: it stays if its bytes are
-// right.
+// right. The same file under two names is.
 func (s *Staged) moveOver(ctx context.Context, from, to int, name string, d digest.Digest) error {
 	attr, err := statBeneath(from, name)
 	if err != nil {
 		return err
 	}
-	same, err := isBlob(ctx, to, name, d, attr.Size)
-	if err != nil {
-		return err
+	there, err := statBeneath(to, name)
+	same := err == nil && there.Dev == attr.Dev && there.Ino == attr.Ino
+	if !same {
+		if same, err = isBlob(ctx, to, name, d, attr.Size); err != nil {
+			return err
+		}
 	}
 	if same {
 		return syncFile(to, name) // whoever wrote it may not have
 	}
 	return rename(from, name, to, name, 0)
+}
+
+// Keep leaves in the staged app only these images and indexes, and what hangs on
+// them. One that only an index lists takes the place of that, and its tag.
+func (s *Staged) Keep(ctx context.Context, keep []digest.Digest) error {
+	wanted := map[digest.Digest]bool{}
+	for _, d := range keep {
+		wanted[d] = true
+	}
+	err := s.App.change(ctx, func(l *locked, snap *Snapshot, raw []byte, seen sighting) error {
+		r, err := snap.all()
+		if err != nil {
+			return err
+		}
+		index, err := editDescriptors(raw, func(i int, text []byte) ([]byte, error) {
+			row := snap.index.Manifests[i]
+			if wanted[row.Digest] {
+				return text, nil
+			}
+			for _, d := range keep {
+				n := r.nodes[d]
+				if n == nil || !slices.Contains(r.above(d), row.Digest) {
+					continue
+				}
+				data, _, _, err := readBlob(l.dirfd, n.Descriptor, MaxIndex, nil)
+				if err != nil {
+					return nil, err
+				}
+				return redescribe(text, n.MediaType, map[digest.Digest]move{row.Digest: {n.Digest, n.Size, data}})
+			}
+			s.drop(row.Annotations[refName], row)
+			return nil, nil
+		})
+		if err != nil || bytes.Equal(index, raw) {
+			return err
+		}
+		w, err := newWork(l.dirfd)
+		if err != nil {
+			return err
+		}
+		defer w.close()
+		return l.putIndex(ctx, w, snap, seen, index)
+	})
+	if err != nil {
+		return err
+	}
+	_, err = s.App.Collect(ctx, 0, false)
+	return err
 }

@@ -148,6 +148,17 @@ func appName(name string) bool {
 	return true
 }
 
+// MayChange says, by an error, that this thread with its present rights may not
+// make files in the directory name ("." is the registry itself).
+func (r *Registry) MayChange(name string) error {
+	dirfd, err := openDir(r.fd, name)
+	if err != nil {
+		return err
+	}
+	defer closeFD(dirfd)
+	return mayCreate(dirfd, name)
+}
+
 // CheckName says why a new app cannot have that name (ErrName), or nil.
 func (r *Registry) CheckName(name string) error {
 	if !appName(name) || strings.ContainsFunc(name, func(c rune) bool { return c < ' ' || c == 0x7f || c == '\uFFFD' }) {

@@ -252,6 +252,73 @@ func appendDescriptors(doc []byte, descriptors [][]byte) ([]byte, error) {
 	return splice(doc, []edit{insert(last.end, text)}), nil
 }
 
+// editDescriptors returns doc, an index, with each element of `manifests` replaced by what change makes of it, nil for nothing, and every other
+// byte as it was. A document that is not an object with an array `manifests` is an [ErrCorrupt].
+func editDescriptors(doc []byte, change func(i int, descriptor []byte) ([]byte, error)) ([]byte, error) {
+	top, err := scanObject(doc, span{0, len(doc)})
+	if err != nil {
+		return nil, err
+	}
+	manifests, found := top.member("manifests")
+	if !found {
+		return nil, corruptf("manifests is missing")
+	}
+	if manifests.value.isNull(doc) {
+		return doc, nil
+	}
+	list := []byte{'['}
+	kept, at, i := 0, manifests.value.start+1, 0
+	s := scan(doc, manifests.value)
+	if err := s.elements(func() error {
+		value, err := s.value()
+		if err != nil {
+			return err
+		}
+		text, err := change(i, value.of(doc))
+		if err != nil {
+			return err
+		}
+		if text != nil {
+			space := doc[at:value.start]
+			if kept == 0 { // without the comma after one that is gone
+				space = bytes.TrimLeft(space, whiteSpace+",")
+				space = append([]byte(spaceBefore(doc, value)), space...)
+			}
+			list = append(append(list, space...), text...)
+			kept++
+		}
+		at = value.end
+		i++
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("manifests: %w", err)
+	}
+	if kept > 0 {
+		list = append(list, doc[at:manifests.value.end-1]...)
+	}
+	return splice(doc, []edit{{manifests.value, append(list, ']')}}), nil
+}
+
+// setString returns doc, an object, with its member name being the string value, and every other byte as it was.
+func setString(doc []byte, name, value string) ([]byte, error) {
+	top, err := scanObject(doc, span{0, len(doc)})
+	if err != nil {
+		return nil, err
+	}
+	if m, ok := top.member(name); ok {
+		if was, err := unquote(m.value.of(doc)); err == nil && was == value {
+			return doc, nil
+		}
+		return splice(doc, []edit{{m.value, plain(value)}}), nil
+	}
+	added := [][]byte{slices.Concat(plain(name), []byte(":"), plain(value))}
+	style := spacingOf(doc, top, spacing{colon: ":"})
+	if len(top.members) == 0 {
+		return splice(doc, []edit{style.fill(doc, top.span, added)}), nil
+	}
+	return splice(doc, []edit{insert(top.last().value.end, style.further(added))}), nil
+}
+
 // A span is a range of bytes in a document.
 type span struct{ start, end int }
 

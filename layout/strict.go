@@ -208,28 +208,40 @@ func ParseConfig(doc []byte) (*v1.Image, error) {
 
 // parse calls member for every member of doc, which has to read that member's value.
 func parse(doc []byte, limit int, member func(r reader, name string) error) error {
-	if len(doc) > limit {
-		return limitf("%d bytes are over the limit of %d", len(doc), limit)
+	r, err := newReader(doc, limit)
+	if err != nil {
+		return err
 	}
-	if bytes.HasPrefix(doc, []byte("\ufeff")) {
-		return corruptf("the document begins with a byte order mark")
-	}
-	r := reader{jsontext.NewDecoder(bytes.NewBuffer(doc))}
 	if kind := r.dec.PeekKind(); kind != jsontext.KindInvalid && kind != jsontext.KindBeginObject {
 		return corruptf("found %s, want an object", kindName(kind))
 	}
 	if err := r.members(func(name string) error { return member(r, name) }); err != nil {
 		return err
 	}
-	if _, err := r.dec.ReadToken(); err != io.EOF {
-		return corruptf("there is something after the end of the document, at byte %d", r.dec.InputOffset())
+	return r.end()
+}
+
+func newReader(doc []byte, limit int) (reader, error) {
+	if len(doc) > limit {
+		return reader{}, limitf("%d bytes are over the limit of %d", len(doc), limit)
 	}
-	return nil
+	if bytes.HasPrefix(doc, []byte("\ufeff")) {
+		return reader{}, corruptf("the document begins with a byte order mark")
+	}
+	return reader{jsontext.NewDecoder(bytes.NewBuffer(doc))}, nil
 }
 
 // A reader reads a document from its beginning to its end. Its methods read the value that comes next; their errors name its path.
 // The decoder refuses duplicate members and invalid UTF-8 by default.
 type reader struct{ dec *jsontext.Decoder }
+
+// end wants the document to be over.
+func (r reader) end() error {
+	if _, err := r.dec.ReadToken(); err != io.EOF {
+		return corruptf("there is something after the end of the document, at byte %d", r.dec.InputOffset())
+	}
+	return nil
+}
 
 func (r reader) token() (jsontext.Token, error) {
 	token, err := r.dec.ReadToken()

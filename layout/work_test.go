@@ -22,7 +22,7 @@ func TestWorkDirectoriesInParallel(t *testing.T) {
 			all.Go(func() {
 				for range 25 {
 					// An archive without anything: refused, but only after the work directory was made.
-					_, err := reg.Stage(context.Background(), strings.NewReader(""), me)
+					_, err := reg.Stage(context.Background(), strings.NewReader(""), layout.Intake{Owner: me})
 					want(t, err, layout.ErrIncomplete, "")
 					s, err := reg.NewScratch()
 					if err != nil {

@@ -148,6 +148,24 @@ func (s *Signer) Sign(ctx context.Context, app *layout.App, pick func(*layout.Sn
 	return o, nil
 }
 
+// SignStaged signs what pick chooses of an archive that is not published yet, and
+// leaves nothing else in it.
+func (s *Signer) SignStaged(ctx context.Context, staged *layout.Staged, pick func(*layout.Snapshot) ([]layout.Entry, error)) (*Outcome, error) {
+	var picked []layout.Entry
+	outcome, err := s.Sign(ctx, staged.App, func(snap *layout.Snapshot) (_ []layout.Entry, err error) {
+		picked, err = pick(snap)
+		return picked, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	var keep []digest.Digest
+	for _, e := range picked {
+		keep = append(keep, outcome.Moved(e.Digest))
+	}
+	return outcome, staged.Keep(ctx, keep)
+}
+
 // edits gives the annotations for each image in an entry, and what in an index
 // is left out because it is no image.
 func (s *Signer) edits(snap *layout.Snapshot, e layout.Entry) (edits []layout.Edit, leftOut []string, err error) {

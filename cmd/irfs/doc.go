@@ -2,7 +2,7 @@
 // program can read, signing becomes a write, importing a copy. The same work
 // is there as commands, with the flags of ir-sign.
 //
-//	irfs mount [-c ROOT-CA.PUB]... [-s VENDOR.PUB.SIG] [-f] [-o OPTIONS] REGISTRY MNT
+//	irfs mount [-c ROOT-CA.PUB]... [-s VENDOR.PUB.SIG] [--sign-imports FLAGS] [-f] [-o OPTIONS] REGISTRY MNT
 //	irfs umount [-l] MNT
 //
 //	irfs gen-key            -o VENDOR.PRV
@@ -10,8 +10,8 @@
 //	irfs sign               -k KEY.PRV -f FILE -s FILE.SIG
 //	irfs verify             -k KEY.PUB -f FILE -s FILE.SIG
 //	irfs sign-image         -r REGISTRY -a APP -d REFERENCE -v VENDOR.PRV KEYS
-//	irfs extract-sign-image -r REGISTRY -f FILE|- [-a APP] [-d REFERENCE] [--on-exist add|fail] -v VENDOR.PRV KEYS
-//	irfs import             -r REGISTRY [-a APP] [--on-exist add|fail] FILE|-
+//	irfs extract-sign-image -r REGISTRY -f FILE|- [-a APP] [-d REFERENCE] [--on-exist add|merge|fail] [--keep-all] [--compress] -v VENDOR.PRV KEYS
+//	irfs import             -r REGISTRY [-a APP] [--on-exist add|merge|fail] [--keep-all] [--compress] FILE|-
 //	irfs verify-image       -r REGISTRY -a APP -d REFERENCE -c ROOT-CA.PUB [--full] [--json]
 //	irfs status             [-r REGISTRY | MNT] [-c ROOT-CA.PUB]... [--full] [--json] [--only WORD,...] [--check]
 //	irfs ls                 -r REGISTRY [-c ROOT-CA.PUB]... [PATH]
@@ -27,7 +27,7 @@
 //
 // `irfs REGISTRY MNT -o OPTIONS` is short for `irfs mount`, so that mount(8) and
 // fstab can call it. OPTIONS are ca_pub=, vendor_pub_signature=, ro,
-// allow_other, nonempty and on_exist=. `mount` returns when the mount is ready; SIGTERM to its process
+// allow_other, nonempty, on_exist= and sign_imports=. `mount` returns when the mount is ready; SIGTERM to its process
 // unmounts it if nobody uses it, a second one in any case.
 //
 // What a mount shows is in the documentation of package fs, what is checked

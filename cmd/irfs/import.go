@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/spf13/pflag"
+
 	irfs "irfs/fs"
 	"irfs/layout"
 )
@@ -20,66 +22,142 @@ func interruptible() (context.Context, context.CancelFunc) {
 
 func runImport(c *command, args []string) error {
 	flags := newFlags(c)
-	registry := flags.StringP("registry", "r", "", "the registry's `directory`")
-	app := flags.StringP("app", "a", "", "the `app` to make (default: the file's name without .tar)")
-	onExist := flags.String("on-exist", "add", "`how` to deal with an app that is there: add new tags to it, or fail")
+	var archive archiveFlags
+	archive.add(flags)
 	if err := c.parse(flags, args, 1, 1, "registry"); err != nil {
 		return err
 	}
-	file := flags.Arg(0)
-	if file == "-" && *app == "" {
-		return &usageError{c, "-a APP is missing: standard input has no name to take"}
-	}
-	mode, err := layout.ParseOnExist(*onExist)
-	if err != nil {
-		return &usageError{c, "--on-exist " + err.Error()}
+	archive.file = flags.Arg(0)
+	if err := archive.check(c); err != nil {
+		return err
 	}
 	ctx, stop := interruptible()
 	defer stop()
-	reg, err := layout.Open(*registry)
-	if err != nil {
-		return err
-	}
-	staged, err := stage(ctx, reg, file)
+	staged, err := archive.stage(ctx)
 	if err != nil {
 		return err
 	}
 	defer staged.Discard()
-	return publish(ctx, staged, appName(*app, file), mode)
+	return archive.publish(ctx, staged)
+}
+
+// archiveFlags are the flags that say what becomes of an archive.
+type archiveFlags struct {
+	registry, app, file string
+	onExist             string
+	keepAll, compress   bool
+	mode                layout.OnExist
+}
+
+func (a *archiveFlags) add(flags *pflag.FlagSet) {
+	flags.StringVarP(&a.registry, "registry", "r", "", "the registry's `directory`")
+	flags.StringVarP(&a.app, "app", "a", "", "the `app` to make (default: the file's name without .tar and the like)")
+	flags.StringVar(&a.onExist, "on-exist", "add", "`how` to deal with an app that is there: add new tags to it, merge (tags that are there move), or fail")
+	flags.BoolVar(&a.keepAll, "keep-all", false, "keep platforms that are listed and not there, attestations, and Docker's media types")
+	flags.BoolVar(&a.compress, "compress", false, "compress the layers of what docker save made by gzip")
+}
+
+// check is about the words, once file is known.
+func (a *archiveFlags) check(c *command) (err error) {
+	if a.file == "-" && a.app == "" {
+		return &usageError{c, "-a APP is missing: standard input has no name to take"}
+	}
+	if a.app == "" {
+		a.app = irfs.AppOf(filepath.Base(a.file))
+	}
+	if a.mode, err = layout.ParseOnExist(a.onExist); err != nil {
+		return &usageError{c, "--on-exist " + err.Error()}
+	}
+	return nil
 }
 
 // stage takes in an archive from a file, or from standard input ("-").
-func stage(ctx context.Context, reg *layout.Registry, file string) (*layout.Staged, error) {
-	var archive io.Reader = os.Stdin
-	if file != "-" {
-		f, err := os.Open(file)
-		if err != nil {
+func (a *archiveFlags) stage(ctx context.Context) (*layout.Staged, error) {
+	reg, err := layout.Open(a.registry)
+	if err != nil {
+		return nil, err
+	}
+	if err := reg.CheckName(a.app); err != nil {
+		return nil, err
+	}
+	file := os.Stdin
+	if a.file != "-" {
+		if file, err = os.Open(a.file); err != nil {
 			return nil, err
 		}
-		defer f.Close()
-		archive = f
+		defer file.Close()
 	}
-	staged, err := reg.Stage(ctx, archive, layout.Owner{UID: os.Geteuid(), GID: os.Getegid()})
+	var size int64
+	if st, err := file.Stat(); err == nil && st.Mode().IsRegular() {
+		size = st.Size()
+	}
+	archive, stop := newProgress(&interruptibleReader{ctx: ctx, r: file}, size)
+	defer stop()
+	staged, err := reg.Stage(ctx, archive, layout.Intake{
+		Owner: layout.Owner{UID: os.Geteuid(), GID: os.Getegid()},
+		App:   a.app, KeepAll: a.keepAll, Compress: a.compress,
+	})
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
+		return nil, fmt.Errorf("%s: %w", a.file, err)
 	}
 	return staged, nil
 }
 
-func appName(app, file string) string {
-	if app != "" {
-		return app
-	}
-	return irfs.AppOf(filepath.Base(file))
-}
-
-func publish(ctx context.Context, staged *layout.Staged, app string, mode layout.OnExist) error {
-	list, err := staged.Publish(ctx, app, mode)
+func (a *archiveFlags) publish(ctx context.Context, staged *layout.Staged) error {
+	list, err := staged.Publish(ctx, a.app, a.mode)
 	if err != nil {
 		return err
+	}
+	for _, what := range staged.Dropped {
+		fmt.Fprintf(os.Stderr, "irfs: dropped %s\n", irfs.Field(what))
 	}
 	for _, i := range list {
 		fmt.Printf("%s\t%s\t%s\n", irfs.Field(i.App), irfs.Field(i.Tag), i.Digest)
 	}
 	return nil
+}
+
+// An interruptibleReader ends with its context, also where a read waits for a
+// terminal, or for a pipe that nobody writes to.
+type interruptibleReader struct {
+	ctx   context.Context
+	r     io.Reader
+	reads chan read
+	rest  []byte
+	err   error
+}
+
+type read struct {
+	data []byte
+	err  error
+}
+
+func (r *interruptibleReader) Read(p []byte) (int, error) {
+	if r.reads == nil {
+		r.reads = make(chan read)
+		go func() { // it may wait for ever, and ends with the process
+			bufs := [2][]byte{make([]byte, 256<<10), make([]byte, 256<<10)}
+			for i := 0; ; i++ {
+				n, err := r.r.Read(bufs[i%2])
+				r.reads <- read{bufs[i%2][:n], err}
+				if err != nil {
+					return
+				}
+			}
+		}()
+	}
+	for len(r.rest) == 0 {
+		if r.err != nil {
+			return 0, r.err
+		}
+		select {
+		case next := <-r.reads:
+			r.rest, r.err = next.data, next.err
+		case <-r.ctx.Done():
+			return 0, r.ctx.Err()
+		}
+	}
+	n := copy(p, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
 }

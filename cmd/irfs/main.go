@@ -39,15 +39,15 @@ type command struct {
 // commands gives all of them, in the order in which help shows them.
 func commands() []*command {
 	return []*command{
-		{"mount", "[-c ROOT-CA.PUB]... [-s VENDOR.PUB.SIG] [-f] [-o OPTIONS] REGISTRY MNT", "show a registry as a filesystem", runMount},
+		{"mount", "[-c ROOT-CA.PUB]... [-s VENDOR.PUB.SIG] [--sign-imports FLAGS] [-f] [-o OPTIONS] REGISTRY MNT", "show a registry as a filesystem", runMount},
 		{"umount", "[-l] MNT", "unmount it", runUmount},
 		{"gen-key", "-o VENDOR.PRV", "make a private key", runGenKey},
 		{"extract-public", "-i VENDOR.PRV -o VENDOR.PUB", "write the public half of a private key", runExtractPublic},
 		{"sign", "-k KEY.PRV -f FILE -s FILE.SIG", "make a detached signature of a file", runSign},
 		{"verify", "-k KEY.PUB -f FILE -s FILE.SIG", "check a detached signature", runVerify},
 		{"sign-image", "-r REGISTRY -a APP -d REFERENCE -v VENDOR.PRV (-s VENDOR.PUB.SIG -c ROOT-CA.PUB | -x ROOT-CA.PRV)", "sign an image, or all images of an index", runSignImage},
-		{"import", "-r REGISTRY [-a APP] [--on-exist add|fail] FILE|-", "take an image archive in, without signing", runImport},
-		{"extract-sign-image", "-r REGISTRY -f FILE|- [-a APP] [-d REFERENCE] [--on-exist add|fail] -v VENDOR.PRV (-s VENDOR.PUB.SIG -c ROOT-CA.PUB | -x ROOT-CA.PRV)", "take an image archive in, signed", runExtractSignImage},
+		{"import", "-r REGISTRY [-a APP] [--on-exist add|merge|fail] [--keep-all] [--compress] FILE|-", "take an image archive in, without signing", runImport},
+		{"extract-sign-image", "-r REGISTRY -f FILE|- [-a APP] [-d REFERENCE] [--on-exist add|merge|fail] [--keep-all] [--compress] -v VENDOR.PRV (-s VENDOR.PUB.SIG -c ROOT-CA.PUB | -x ROOT-CA.PRV)", "take an image archive in, signed", runExtractSignImage},
 		{"verify-image", "-r REGISTRY -a APP -d REFERENCE -c ROOT-CA.PUB [--full] [--json]", "check an image's chain of trust", runVerifyImage},
 		{"status", "[-r REGISTRY | MNT] [-c ROOT-CA.PUB]... [--full] [--json] [--only WORD,...] [--check]", "list every image and its status; --check looks at all, also with --only", runStatus},
 		{"ls", "-r REGISTRY [-c ROOT-CA.PUB]... [PATH]", "list what a mount would show", runLs},

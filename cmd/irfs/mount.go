@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/kballard/go-shellquote"
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
@@ -36,12 +37,16 @@ func runMount(c *command, args []string) error {
 	if !m.foreground && os.Getenv(readyEnv) == "" {
 		return background(args)
 	}
+	if err := m.readSigner(c); err != nil {
+		return err
+	}
 	return m.serve(flags.Arg(0), flags.Arg(1))
 }
 
 type mountFlags struct {
 	cas         []string
 	certificate string
+	signImports string // flags of sign-image
 	foreground  bool
 	words       []string // of -o
 	options     irfs.Options
@@ -50,8 +55,9 @@ type mountFlags struct {
 func (m *mountFlags) add(flags *pflag.FlagSet) {
 	flags.StringArrayVarP(&m.cas, "ca-pub", "c", nil, "a root CA's public `key` (or a directory of *.pub; may be repeated)")
 	flags.StringVarP(&m.certificate, "vendor-pub-signature", "s", "", "the `certificate` for who signs without naming one")
+	flags.StringVar(&m.signImports, "sign-imports", "", "sign what is copied into import/, with these `flags` of sign-image: '-v VENDOR.PRV -s VENDOR.PUB.SIG -c ROOT-CA.PUB', or '-v VENDOR.PRV -x ROOT-CA.PRV'")
 	flags.BoolVarP(&m.foreground, "foreground", "f", false, "stay in the foreground")
-	flags.StringSliceVarP(&m.words, "options", "o", nil, "mount `options`: ca_pub= vendor_pub_signature= ro allow_other nonempty on_exist=")
+	flags.StringSliceVarP(&m.words, "options", "o", nil, "mount `options`: ca_pub= vendor_pub_signature= ro allow_other nonempty on_exist= sign_imports=")
 }
 
 // parseOptions reads what came with -o. mount(8) and mount.fuse3 add words of
@@ -81,7 +87,9 @@ func (m *mountFlags) parseOptions(c *command) error {
 			}
 		case "rw", "dev", "suid", "nodev", "nosuid", "exec", "atime", "relatime", "async", "defaults",
 			"auto", "noauto", "user", "nouser", "users", "_netdev", "nofail", "default_permissions", "":
-		case "enforce", "sign_imports", "trust":
+		case "sign_imports":
+			m.signImports = value
+		case "enforce", "trust":
 			return &usageError{c, fmt.Sprintf("-o %s: this version of irfs does not have it yet", name)}
 		default:
 			if strings.HasPrefix(name, "x-") || name == "comment" {
@@ -91,6 +99,42 @@ func (m *mountFlags) parseOptions(c *command) error {
 		}
 	}
 	return nil
+}
+
+// readSigner reads the keys of --sign-imports, as they are now.
+func (m *mountFlags) readSigner(c *command) error {
+	if m.signImports == "" {
+		return nil
+	}
+	refuse := func(err error) error { return &usageError{c, "--sign-imports: " + err.Error()} }
+	words, err := shellquote.Split(m.signImports)
+	if err != nil {
+		return refuse(err)
+	}
+	flags := newFlags(c)
+	flags.SetOutput(io.Discard)
+	var keys signerFlags
+	keys.add(flags)
+	if err := flags.Parse(words); err != nil {
+		return refuse(err)
+	}
+	if flags.NArg() > 0 {
+		return refuse(fmt.Errorf("unexpected argument %q; quote a path with blanks in it", flags.Arg(0)))
+	}
+	if keys.vendor == "" {
+		return refuse(errors.New("-v, the vendor's private key, is missing"))
+	}
+	if keys.caPrv == "" && len(keys.caPubs) == 0 { // the mount's own serve
+		keys.caPubs = m.cas
+	}
+	if keys.caPrv == "" && keys.certificate == "" {
+		keys.certificate = m.certificate
+	}
+	if err := keys.check(c); err != nil {
+		return refuse(err)
+	}
+	m.options.SignImports, err = keys.signer()
+	return err
 }
 
 // background starts the same command as a process of its own, and returns

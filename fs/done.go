@@ -1,0 +1,195 @@
+package fs
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	gofs "github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"irfs/layout"
+)
+
+// doneName is the directory in import/ that tells what became of the archives
+// that were taken in.
+const doneName = ".done"
+
+// maxReceipts is how many files there are in import/.done/; then the oldest goes.
+const maxReceipts = 4096
+
+// receipts are the files in MNT/import/.done/, by the app that they tell of:
+// .done/library/nginx.txt tells of library/nginx.
+type receipts struct {
+	mu sync.Mutex
+	of map[string]*receipt
+}
+
+// A receipt has a line `APP<tab>TAG<tab>DIGEST` for each image that an archive brought.
+type receipt struct {
+	text  []byte
+	owner Caller
+	mtime time.Time
+}
+
+func (r *receipts) add(app string, owner Caller, imported []layout.Imported) {
+	var text []byte
+	for _, i := range imported {
+		text = fmt.Appendf(text, "%s\t%s\t%s\n", Field(i.App), Field(i.Tag), i.Digest)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.of[app] = &receipt{text, owner, time.Now()}
+	if len(r.of) <= maxReceipts {
+		return
+	}
+	oldest := app
+	for name, one := range r.of {
+		if one.mtime.Before(r.of[oldest].mtime) {
+			oldest = name
+		}
+	}
+	delete(r.of, oldest)
+}
+
+func (r *receipts) remove(app string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	was := r.of[app] != nil
+	delete(r.of, app)
+	return was
+}
+
+func (r *receipts) get(app string) *receipt {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.of[app]
+}
+
+// in lists what is in a directory of .done/, "" being itself.
+func (r *receipts) in(dir string) []Name {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	seen := map[Name]bool{}
+	for app := range r.of {
+		rest, ok := strings.CutPrefix(app, dir)
+		if !ok {
+			continue
+		}
+		name := Name{rest + ".txt", 0}
+		if first, _, nested := strings.Cut(rest, "/"); nested {
+			name = dirs(first)[0]
+		}
+		seen[name] = true
+	}
+	var names []Name
+	for name := range seen {
+		names = append(names, name)
+	}
+	return sorted(names)
+}
+
+// A doneDir is MNT/import/.done/, or a directory in it.
+type doneDir struct {
+	gofs.Inode
+	refusing
+	of     *dropDir // MNT/import/
+	prefix string   // of the apps in it: "", or one that ends with a slash
+}
+
+var (
+	_ gofs.NodeLookuper  = (*doneDir)(nil)
+	_ gofs.NodeGetattrer = (*doneDir)(nil)
+	_ gofs.NodeReaddirer = (*doneDir)(nil)
+	_ gofs.NodeUnlinker  = (*doneDir)(nil)
+	_ gofs.NodeRmdirer   = (*doneDir)(nil)
+)
+
+func (n *dropDir) lookupDone(ctx context.Context, out *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
+	return n.newDone(ctx, &n.Inode, "", out)
+}
+
+// newDone is a directory in .done/, with the attributes of import/.
+func (n *dropDir) newDone(ctx context.Context, parent *gofs.Inode, prefix string, out *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
+	var attr fuse.AttrOut
+	if errno := n.Getattr(ctx, nil, &attr); errno != 0 {
+		return nil, errno
+	}
+	out.Attr = attr.Attr
+	at := path.Join(n.path, doneName, prefix)
+	node := &doneDir{refusing: refusing{n.m, at}, of: n, prefix: prefix}
+	return parent.NewInode(ctx, node, gofs.StableAttr{Mode: syscall.S_IFDIR, Ino: n.m.ino(at, &Item{})}), 0
+}
+
+func (n *doneDir) Getattr(ctx context.Context, h gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	errno := n.of.Getattr(ctx, h, out)
+	out.SetTimeout(0)
+	return errno
+}
+
+func (n *doneDir) receipts() *receipts { return &n.m.drops.done }
+
+func (n *doneDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
+	base, isText := strings.CutSuffix(name, ".txt")
+	if r := n.receipts().get(n.prefix + base); isText && r != nil {
+		item := r.item()
+		n.m.fill(&out.Attr, item)
+		at := path.Join(n.path, name)
+		node := &receiptNode{refusing: refusing{n.m, at}, item: item}
+		return n.NewInode(ctx, node, gofs.StableAttr{Mode: syscall.S_IFREG, Ino: n.m.ino(at, item)}), 0
+	}
+	if prefix := n.prefix + name + "/"; len(n.receipts().in(prefix)) > 0 {
+		return n.of.newDone(ctx, &n.Inode, prefix, out)
+	}
+	return nil, syscall.ENOENT
+}
+
+func (n *doneDir) Readdir(context.Context) (gofs.DirStream, syscall.Errno) {
+	return dirStream(n.receipts().in(n.prefix)), 0
+}
+
+func (n *doneDir) Unlink(_ context.Context, name string) syscall.Errno {
+	if base, ok := strings.CutSuffix(name, ".txt"); ok && n.receipts().remove(n.prefix+base) {
+		return 0
+	}
+	return syscall.ENOENT
+}
+
+// Rmdir: a directory goes with the last that is in it.
+func (n *doneDir) Rmdir(_ context.Context, name string) syscall.Errno {
+	if len(n.receipts().in(n.prefix+name+"/")) > 0 {
+		return syscall.ENOTEMPTY
+	}
+	return 0
+}
+
+func (r *receipt) item() *Item {
+	return &Item{Mode: 0o444, UID: r.owner.UID, GID: r.owner.GID, Size: int64(len(r.text)), Mtime: r.mtime.UnixNano(), data: r.text}
+}
+
+// A receiptNode is a file in MNT/import/.done/.
+type receiptNode struct {
+	gofs.Inode
+	refusing
+	item *Item
+}
+
+func (n *receiptNode) Getattr(_ context.Context, _ gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	n.m.fill(&out.Attr, n.item)
+	return 0
+}
+
+func (n *receiptNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uint32, syscall.Errno) {
+	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
+		return nil, 0, n.refuse(ctx, "open for writing", "")
+	}
+	return n.m.open(n.item, true)
+}
+
+func (n *receiptNode) Read(_ context.Context, h gofs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	return part(h.(*dataHandle).data, dest, off), 0
+}

@@ -1,0 +1,119 @@
+package layout
+
+import (
+	"bufio"
+	"bytes"
+	"compress/bzip2"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/xi2/xz"
+)
+
+// What is more is refused, an [ErrLimit].
+const (
+	// MaxRatio is how many bytes a byte of a compressed archive may become, on the
+	// whole and beyond the first GiB: what is more is a decompression bomb.
+	MaxRatio = 200
+	// MaxWindow is how many bytes a decompressor may have to look back. `xz -9` and
+	// `zstd --ultra -21` make it that large; `zstd --long` and `-22` twice so.
+	MaxWindow = 64 << 20
+)
+
+// Compressed names the program that compressed a file which begins so, or "".
+func Compressed(head []byte) string {
+	for _, magic := range []struct{ bytes, name string }{
+		{"\x1f\x8b", "gzip"}, {"\x28\xb5\x2f\xfd", "zstd"}, {"\xfd7zXZ\x00", "xz"}, {"BZh", "bzip2"},
+	} {
+		if bytes.HasPrefix(head, []byte(magic.bytes)) {
+			return magic.name
+		}
+	}
+	return ""
+}
+
+// decompress gives what a file unpacks to: itself, if it is not compressed. It
+// is told by how it begins. close has to be called.
+func decompress(r io.Reader) (unpacked io.Reader, close func(), err error) {
+	packed := &countedReader{r: r}
+	in := bufio.NewReaderSize(packed, 64<<10)
+	head, err := in.Peek(6)
+	if err != nil && err != io.EOF {
+		return nil, nil, err
+	}
+	name := Compressed(head)
+	if name == "" {
+		return in, func() {}, nil
+	}
+	u := &unpacker{name: name, packed: packed}
+	close = func() {}
+	switch name {
+	case "gzip":
+		u.r, err = gzip.NewReader(in)
+	case "zstd":
+		var z *zstd.Decoder
+		if z, err = zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(MaxWindow)); err == nil {
+			u.r, close = z, z.Close
+		}
+	case "xz":
+		u.r, err = xz.NewReader(in, MaxWindow)
+	case "bzip2":
+		u.r = bzip2.NewReader(in)
+	}
+	if err != nil {
+		return nil, nil, u.failed(err)
+	}
+	return u, close, nil
+}
+
+type countedReader struct {
+	r io.Reader
+	n int64
+}
+
+func (c *countedReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
+}
+
+// An unpacker reads what a decompressor makes, and tells bombs and its errors.
+type unpacker struct {
+	name   string
+	r      io.Reader
+	packed *countedReader
+	n      int64
+}
+
+func (u *unpacker) Read(p []byte) (int, error) {
+	n, err := u.r.Read(p)
+	u.n += int64(n)
+	if u.n > 1<<30 && (u.n-1<<30)/MaxRatio > u.packed.n {
+		err = &unpackingError{limitf("archive: compressed by %s to less than 1/%d of its size: a decompression bomb", u.name, MaxRatio)}
+	} else if err != nil && err != io.EOF {
+		err = u.failed(err)
+	}
+	return n, err
+}
+
+// An unpackingError tells a decompressor's error from those of who reads what it makes.
+type unpackingError struct{ error }
+
+func (e *unpackingError) Unwrap() error { return e.error }
+
+func (u *unpacker) failed(err error) error {
+	switch {
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF), errors.Is(err, xz.ErrBuf):
+		err = fmt.Errorf("archive: compressed by %s, and it ends too early: %w", u.name, incomplete{})
+	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, xz.ErrMemlimit):
+		err = limitf("archive: compressed by %s with a window over the limit of %d bytes; compress it with less, or unpack it first", u.name, MaxWindow)
+	case u.n > 0 && (errors.Is(err, gzip.ErrHeader) || errors.Is(err, zstd.ErrMagicMismatch)):
+		err = corruptf("archive: there is data after its end, which is not compressed by %s: %w", u.name, err)
+	default:
+		err = corruptf("archive: cannot be unpacked by %s: %w", u.name, err)
+	}
+	return &unpackingError{err}
+}

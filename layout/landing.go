@@ -1,0 +1,286 @@
+package layout
+
+import (
+	"errors"
+	"hash"
+	"io"
+	"io/fs"
+	"path"
+	"sync/atomic"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+// A lander works on blobs while they arrive: what was written a moment ago is
+// hashed, and what was written whole is synced, while the next bytes come in.
+type lander struct {
+	chunks    chan chunk
+	free      chan []byte
+	made      int // buffers
+	files     chan *newFile
+	done      chan error // of syncing, once files is closed
+	abandoned atomic.Bool
+}
+
+type chunk struct {
+	hash hash.Hash
+	data []byte
+	end  chan<- struct{} // told when everything before was hashed
+}
+
+const (
+	landingBuffer  = 128 << 10 // bytes, as much as one write through FUSE brings
+	landingBuffers = 4
+)
+
+func newLander() *lander {
+	l := &lander{
+		chunks: make(chan chunk, landingBuffers), free: make(chan []byte, landingBuffers),
+		files: make(chan *newFile, 16), done: make(chan error, 1),
+	}
+	go func() {
+		for c := range l.chunks {
+			if c.end != nil {
+				c.end <- struct{}{}
+				continue
+			}
+			c.hash.Write(c.data)
+			l.free <- c.data[:cap(c.data)]
+		}
+	}()
+	go func() {
+		var first error
+		for f := range l.files {
+			if first == nil && !l.abandoned.Load() {
+				first = fsync(f.fd, f.what)
+			}
+			closeFD(f.fd)
+		}
+		l.done <- first
+	}()
+	return l
+}
+
+// close waits until every file is synced, and says how that went. A second
+// time it does nothing.
+func (l *lander) close() error {
+	if l.chunks == nil {
+		return nil
+	}
+	close(l.chunks)
+	close(l.files)
+	l.chunks = nil
+	return <-l.done
+}
+
+// abandon is close for files that nobody wants any more.
+func (l *lander) abandon() {
+	l.abandoned.Store(true)
+	l.close()
+}
+
+func (l *lander) buffer() []byte {
+	select {
+	case b := <-l.free:
+		return b
+	default:
+	}
+	if l.made < landingBuffers {
+		l.made++
+		return make([]byte, landingBuffer)
+	}
+	return <-l.free
+}
+
+// copy copies r to w, which may be nil, hashes it, and gives what it begins with.
+func (l *lander) copy(w io.Writer, r io.Reader, h hash.Hash) (head []byte, n int64, err error) {
+	for err == nil {
+		buf := l.buffer()
+		var k int
+		k, err = r.Read(buf)
+		if n == 0 {
+			head = append(head, buf[:min(k, 8)]...)
+		}
+		n += int64(k)
+		if k > 0 && w != nil {
+			if _, werr := w.Write(buf[:k]); werr != nil {
+				err = werr
+			}
+		}
+		l.chunks <- chunk{hash: h, data: buf[:k]}
+	}
+	end := make(chan struct{}, 1)
+	l.chunks <- chunk{end: end}
+	<-end
+	if err == io.EOF {
+		err = nil
+	}
+	return head, n, err
+}
+
+// create makes a file of the staged app, by its path in it.
+func (u *unpacking) create(name string) (*newFile, error) {
+	fd, err := openBeneath(u.dirfd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return &newFile{what: name, fd: fd}, nil
+}
+
+// finish gives a file that was written its owner, and has it synced and closed.
+func (u *unpacking) finish(f *newFile) error {
+	if err := own(f.fd, f.what, u.owner, 0o644); err != nil {
+		f.close()
+		return err
+	}
+	u.lander.files <- f
+	return nil
+}
+
+// land writes a file of the archive into the staged app, as the blob that it
+// has to be (want), or as that which it turns out to be.
+func (u *unpacking) land(name string, r io.Reader, size int64, want digest.Digest) (part, error) {
+	if want == "" {
+		return u.landUnnamed(name, r)
+	}
+	if err := u.mkdirs(path.Dir(BlobPath(want))); err != nil {
+		return part{}, err
+	}
+	hash := want.Algorithm().Hash()
+	var file *newFile
+	var to io.Writer
+	there, err := u.link(want, size)
+	if err == nil && !there {
+		file, err = u.create(BlobPath(want))
+		to = file
+	}
+	if err != nil {
+		return part{}, err
+	}
+	head, n, err := u.lander.copy(to, r, hash)
+	if err == nil && digest.NewDigest(want.Algorithm(), hash) != want {
+		err = corruptf("archive: %q: its bytes do not have this digest", name)
+	}
+	if file != nil && err == nil {
+		return part{want, n, Compressed(head), ""}, u.finish(file)
+	}
+	if file != nil {
+		file.close()
+	}
+	return part{want, n, Compressed(head), ""}, err
+}
+
+// landUnnamed lands what has its digest not for a name.
+func (u *unpacking) landUnnamed(name string, r io.Reader) (p part, err error) {
+	file, err := createNamed(u.work, name)
+	if err != nil {
+		return part{}, err
+	}
+	defer func() {
+		if err != nil {
+			file.close()
+		}
+	}()
+	hash := digest.SHA256.Hash()
+	if u.in.Compress && path.Ext(name) == ".tar" {
+		p, err = u.lander.compress(file, r)
+	} else {
+		var head []byte
+		head, p.size, err = u.lander.copy(file, r, hash)
+		p.digest, p.compression = digest.NewDigest(digest.SHA256, hash), Compressed(head)
+	}
+	if err != nil {
+		return part{}, err
+	}
+	to := BlobPath(p.digest)
+	if err := u.mkdirs(path.Dir(to)); err != nil {
+		return part{}, err
+	}
+	there, err := u.has(p.digest) // the same twice
+	if err == nil && !there {
+		there, err = u.link(p.digest, p.size)
+	}
+	if err != nil {
+		return part{}, err
+	}
+	if there {
+		file.close()
+		return p, nil
+	}
+	if err := file.place(u.dirfd, to); err != nil {
+		return part{}, err
+	}
+	return p, u.finish(file)
+}
+
+// compress is copy with gzip. A layer that is compressed stays as it is.
+func (l *lander) compress(w io.Writer, r io.Reader) (part, error) {
+	diff, hash := digest.SHA256.Hash(), digest.SHA256.Hash()
+	counted := &counter{w: io.MultiWriter(w, hash)}
+	z := gzip.NewWriter(counted)
+	sniffed := &sniffer{plain: counted, zipped: z}
+	_, _, err := l.copy(sniffed, r, diff)
+	if err == nil && sniffed.to != sniffed.plain {
+		err = z.Close()
+	}
+	p := part{digest: digest.NewDigest(digest.SHA256, hash), size: counted.n, compression: sniffed.compression}
+	if sniffed.compression == "" {
+		p.compression, p.diffID = "gzip", digest.NewDigest(digest.SHA256, diff)
+	}
+	return p, err
+}
+
+// A sniffer sends what is compressed already one way, and anything else another.
+type sniffer struct {
+	plain, zipped, to io.Writer
+	compression       string
+}
+
+func (s *sniffer) Write(p []byte) (int, error) {
+	if s.to == nil {
+		s.to = s.zipped
+		if s.compression = Compressed(p); s.compression != "" {
+			s.to = s.plain
+		}
+	}
+	return s.to.Write(p)
+}
+
+type counter struct {
+	w io.Writer
+	n int64
+}
+
+func (c *counter) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	c.n += int64(n)
+	return n, err
+}
+
+// link gives the staged app a blob that the app it is for has already, if its
+// bytes are right: the same file under one more name.
+func (u *unpacking) link(d digest.Digest, size int64) (bool, error) {
+	if !u.knows {
+		return false, nil
+	}
+	same, err := isBlob(u.ctx, u.known, BlobPath(d), d, size)
+	if err != nil && u.ctx.Err() != nil {
+		return false, err
+	}
+	if err != nil || !same {
+		return false, nil // it is written, then
+	}
+	if err := syncFile(u.known, BlobPath(d)); err != nil { // whoever wrote it may not have
+		return false, err
+	}
+	switch err := linkFile(u.known, BlobPath(d), u.dirfd, BlobPath(d)); {
+	case err == nil:
+	case errors.Is(err, fs.ErrExist):
+		return false, err
+	default:
+		return false, nil // protected_hardlinks (proc_sys_fs(5)), a file system without links
+	}
+	return true, nil
+}

@@ -1,0 +1,432 @@
+package layout
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// This file makes of what an archive holds what an OCI registry server takes:
+//
+//   - every tag is one (ValidTag): of a full name in org.opencontainers.image.ref.name
+//     the tag stays, and the name goes to io.containerd.image.name;
+//   - an index lists what is there: platforms that the archive lacks are dropped, and
+//     an index of which one image is left gives way to that image;
+//   - attestations are dropped;
+//   - Docker's media types become OCI's;
+//   - index.json has its mediaType.
+//
+// Documents are spliced (splice.go), and configs and layers never change.
+
+// ValidTag is what a registry server takes for a tag (OCI distribution-spec v1.1, "Pulling manifests").
+var ValidTag = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
+
+// fullName is the annotation that holds the full name of an image, as containerd writes it (containerd, core/images/annotations.go).
+const fullName = "io.containerd.image.name"
+
+// defaultTag is the tag of an image that has none, as for `docker pull`.
+const defaultTag = "latest"
+
+// tagOf gives the tag in what archives have for org.opencontainers.image.ref.name: a
+// tag, or a full name such as `docker.io/library/nginx:1.25`. What cannot be in a
+// tag becomes `_`.
+func tagOf(name string) string {
+	repository, _, hasDigest := strings.Cut(name, "@")
+	last := repository[strings.LastIndexByte(repository, '/')+1:]
+	tag := last
+	if i := strings.LastIndexByte(last, ':'); i >= 0 {
+		tag = last[i+1:]
+	} else if hasDigest || last != repository {
+		tag = ""
+	}
+	if tag == "" {
+		return defaultTag
+	}
+	b := []byte(tag)
+	for i, c := range b {
+		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_'
+		if !letter && (i == 0 || c != '.' && c != '-') {
+			b[i] = '_'
+		}
+	}
+	return string(b)
+}
+
+// ociTypes are OCI's names for Docker's media types (OCI image-spec v1.1,
+// media-types.md, "Compatibility Matrix").
+var ociTypes = map[string]string{
+	MediaTypeDockerManifest:                             v1.MediaTypeImageManifest,
+	MediaTypeDockerList:                                 v1.MediaTypeImageIndex,
+	MediaTypeDockerConfig:                               v1.MediaTypeImageConfig,
+	"application/vnd.docker.image.rootfs.diff.tar":      v1.MediaTypeImageLayer,
+	MediaTypeDockerLayer:                                v1.MediaTypeImageLayerGzip,
+	"application/vnd.docker.image.rootfs.diff.tar.zstd": v1.MediaTypeImageLayerZstd,
+	MediaTypeDockerForeignLayer:                         v1.MediaTypeImageLayerNonDistributableGzip, //nolint:staticcheck // it is what the image has
+}
+
+func ociType(mediaType string) string {
+	if t, ok := ociTypes[mediaType]; ok {
+		return t
+	}
+	return mediaType
+}
+
+// A fate is what becomes of a manifest or index.
+type fate struct {
+	gone string        // why it is dropped, or ""
+	only v1.Descriptor // the one image that is left of an index, if others were dropped
+}
+
+// A normalising is the work on one archive.
+type normalising struct {
+	*unpacking
+	snap    *Snapshot
+	reached *reached
+	fates   map[digest.Digest]fate
+	changed rewriting
+	typed   int // documents that have other media types now
+}
+
+// normalise gives the index.json for what snap was read from, and adds the
+// documents that it needs besides.
+func (u *unpacking) normalise(snap *Snapshot, index []byte) ([]byte, error) {
+	r, err := snap.all()
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range r.order {
+		if err := r.nodes[d].Err; err != nil {
+			return nil, err
+		}
+	}
+	n := &normalising{
+		unpacking: u, snap: snap, reached: r, fates: map[digest.Digest]fate{},
+		changed: rewriting{moves: map[digest.Digest]move{}, was: map[digest.Digest][]byte{}},
+	}
+	rows, err := n.rows()
+	if err != nil {
+		return nil, err
+	}
+	if err := snap.inlined(r, n.changed.was); err != nil {
+		return nil, err
+	}
+	for _, b := range n.changed.blobs {
+		if err := u.put(b.Descriptor, b.bytes); err != nil {
+			return nil, err
+		}
+	}
+	if index, err = editDescriptors(index, func(i int, text []byte) ([]byte, error) { return n.row(text, rows[i]) }); err != nil {
+		return nil, err
+	}
+	if n.typed > 0 {
+		u.Dropped = append(u.Dropped, fmt.Sprintf("Docker's media types of %d manifests, which have OCI's now", n.typed))
+	}
+	return setString(index, "mediaType", v1.MediaTypeImageIndex)
+}
+
+// A row says what becomes of a descriptor in index.json.
+type row struct {
+	dropped       bool
+	was, is       v1.Descriptor // is: what it shall name; not its digest if that has moved
+	tag, fullName string
+}
+
+func (n *normalising) rows() ([]row, error) {
+	list := make([]row, len(n.snap.index.Manifests))
+	left, tagged := 0, 0
+	for i, d := range n.snap.index.Manifests {
+		f, err := n.settle(d)
+		if err != nil {
+			return nil, err
+		}
+		if f.gone != "" {
+			return nil, fmt.Errorf("%s: %w", f.gone, missing(d))
+		}
+		list[i] = row{was: d, is: d}
+		attests, err := n.attests(d)
+		if err != nil {
+			return nil, err
+		}
+		if attests {
+			n.drop("attestation", d)
+			list[i].dropped = true
+			continue
+		}
+		for f.only.Digest != "" {
+			list[i].is = f.only
+			f = n.fates[f.only.Digest]
+		}
+		left++
+		if d.Annotations[refName] != "" {
+			tagged++
+		}
+	}
+	if left == 0 {
+		return nil, corruptf("it holds no image, only attestations")
+	}
+	return list, n.tag(list, tagged > 0)
+}
+
+// tag finds the tag of each row. Where none has one, an image is the latest.
+func (n *normalising) tag(list []row, tagged bool) error {
+	type user struct {
+		row  *row
+		name string
+	}
+	users := map[string]user{}
+	for i := range list {
+		r := &list[i]
+		name := r.was.Annotations[refName]
+		if r.dropped || name == "" && tagged {
+			continue
+		}
+		r.tag = tagOf(name)
+		if r.fullName = name; name == r.tag {
+			r.fullName = ""
+		}
+		if name == "" {
+			name = string(r.is.Digest)
+		}
+		if !ValidTag.MatchString(r.tag) {
+			return corruptf("the tag of %.300q is over 128 characters", name)
+		}
+		first, taken := users[r.tag]
+		switch {
+		case !taken:
+			users[r.tag] = user{r, name}
+		case first.row.is.Digest == r.is.Digest && first.name != name:
+			n.Dropped = append(n.Dropped, fmt.Sprintf("the name %s (it is the same image as %s, by the same tag)", name, first.name))
+			r.dropped = true
+		default:
+			return corruptf("%q and %q would both get the tag %q", first.name, name, r.tag)
+		}
+	}
+	return nil
+}
+
+// row is the text of a descriptor in index.json.
+func (n *normalising) row(text []byte, r row) ([]byte, error) {
+	if r.dropped {
+		return nil, nil
+	}
+	to := move{Digest: r.is.Digest, Size: r.is.Size}
+	moved, ok := n.changed.moves[r.is.Digest]
+	if ok {
+		to = moved
+	} else if r.was.Data != nil {
+		data, _, _, err := readBlob(n.dirfd, r.is, MaxIndex, nil)
+		if err != nil {
+			return nil, err
+		}
+		to.Bytes = data
+	}
+	text, err := n.descriptor(text, r.is.MediaType, map[digest.Digest]move{r.was.Digest: to})
+	if err != nil || r.tag == "" {
+		return text, err
+	}
+	set := []Annotation{{refName, r.tag}}
+	if _, ok := r.was.Annotations[fullName]; !ok && r.fullName != "" {
+		set = append(set, Annotation{fullName, r.fullName})
+	}
+	return setAnnotations(text, set)
+}
+
+// descriptor is redescribe with OCI's name for a media type.
+func (n *normalising) descriptor(text []byte, mediaType string, moves map[digest.Digest]move) ([]byte, error) {
+	if !n.in.KeepAll {
+		mediaType = ociType(mediaType)
+	}
+	return redescribe(text, mediaType, moves)
+}
+
+// drop notes what is left out.
+func (s *Staged) drop(what string, d v1.Descriptor) {
+	if d.Platform != nil && what == "" {
+		what = PlatformString(*d.Platform)
+	}
+	if what == "" {
+		what = "image"
+	}
+	if part := what + " " + string(d.Digest); !slices.Contains(s.Dropped, part) {
+		s.Dropped = append(s.Dropped, part)
+	}
+}
+
+// redescribe is the text of a descriptor of that media type, after the moves.
+func redescribe(text []byte, mediaType string, moves map[digest.Digest]move) ([]byte, error) {
+	s := scan(text, span{0, len(text)})
+	edits, err := s.moveDescriptor(nil, moves)
+	if err != nil {
+		return nil, err
+	}
+	return setString(splice(text, edits), "mediaType", mediaType)
+}
+
+// attests says whether a descriptor is one of an attestation, which is dropped.
+func (n *normalising) attests(d v1.Descriptor) (bool, error) {
+	if n.in.KeepAll || !IsManifest(d.MediaType) || d.Platform == nil {
+		return false, nil
+	}
+	m, err := n.snap.Manifest(Entry{Descriptor: d})
+	if errors.Is(err, ErrMissing) {
+		return false, nil
+	}
+	return err == nil && m.Kind == KindAttestation, err
+}
+
+// settle finds out what becomes of a manifest or index, and of all that hangs on it.
+func (n *normalising) settle(d v1.Descriptor) (fate, error) {
+	if f, ok := n.fates[d.Digest]; ok {
+		return f, nil
+	}
+	there, err := n.has(d.Digest)
+	if err != nil {
+		return fate{}, err
+	}
+	f := fate{gone: "not in the archive"}
+	if there {
+		f = fate{}
+		switch {
+		case IsIndex(d.MediaType):
+			f, err = n.settleIndex(d)
+		case IsManifest(d.MediaType) && !n.in.KeepAll:
+			err = n.retype(d)
+		}
+	}
+	if err != nil {
+		return fate{}, err
+	}
+	n.fates[d.Digest] = f
+	return f, nil
+}
+
+func (n *normalising) settleIndex(d v1.Descriptor) (fate, error) {
+	was, _, _, err := readBlob(n.dirfd, d, MaxIndex, nil)
+	if err != nil {
+		return fate{}, err
+	}
+	children := n.reached.indexes[d.Digest].index.Manifests
+	dropped := make([]bool, len(children))
+	var left []v1.Descriptor
+	for i, child := range children {
+		f, err := n.settle(child)
+		if err != nil {
+			return fate{}, err
+		}
+		attests, err := n.attests(child)
+		if err != nil {
+			return fate{}, err
+		}
+		switch {
+		case n.in.KeepAll:
+		case attests:
+			dropped[i] = true
+			n.drop("attestation", child)
+			continue
+		case f.gone != "":
+			dropped[i] = true
+			n.drop("", child)
+			continue
+		}
+		left = append(left, child)
+	}
+	if n.in.KeepAll {
+		return fate{}, nil
+	}
+	if len(left) == 0 && len(children) > 0 {
+		return fate{gone: "nothing that it lists is in the archive"}, nil
+	}
+	is, err := editDescriptors(was, func(i int, text []byte) ([]byte, error) {
+		if dropped[i] {
+			return nil, nil
+		}
+		return n.descriptor(text, children[i].MediaType, n.changed.moves)
+	})
+	if err == nil {
+		is, err = n.typeOf(is, d.MediaType)
+	}
+	if err == nil {
+		err = n.changed.put(d, was, is, MaxIndex)
+	}
+	f := fate{}
+	if len(left) == 1 && len(left) < len(children) {
+		f.only = left[0]
+	}
+	return f, err
+}
+
+// typeOf gives a document of Docker's kind OCI's mediaType.
+func (n *normalising) typeOf(text []byte, mediaType string) ([]byte, error) {
+	oci := ociType(mediaType)
+	if oci == mediaType {
+		return text, nil
+	}
+	return setString(text, "mediaType", oci)
+}
+
+// retype makes an OCI manifest of one that has media types of Docker's.
+func (n *normalising) retype(d v1.Descriptor) error {
+	m, err := n.snap.Manifest(Entry{Descriptor: d})
+	if err != nil {
+		return err
+	}
+	is, err := n.typeOf(m.Bytes, d.MediaType)
+	if err == nil {
+		is, err = retypeParts(is)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", d.Digest, err)
+	}
+	if !bytes.Equal(is, m.Bytes) {
+		n.typed++
+	}
+	return n.changed.put(d, m.Bytes, is, MaxManifest)
+}
+
+// retypeParts gives the descriptors of config and layers in a manifest OCI's media types.
+func retypeParts(doc []byte) ([]byte, error) {
+	top, err := scanObject(doc, span{0, len(doc)})
+	if err != nil {
+		return nil, err
+	}
+	var edits []edit
+	retype := func(at span) error {
+		o, err := scanObject(doc, at)
+		if err != nil {
+			return err
+		}
+		m, ok := o.member("mediaType")
+		if !ok {
+			return corruptf("a descriptor without mediaType")
+		}
+		was, err := unquote(m.value.of(doc))
+		if oci := ociType(was); err == nil && oci != was {
+			edits = append(edits, edit{m.value, plain(oci)})
+		}
+		return err
+	}
+	if config, ok := top.member("config"); ok {
+		if err := retype(config.value); err != nil {
+			return nil, err
+		}
+	}
+	if layers, ok := top.member("layers"); ok && !layers.value.isNull(doc) {
+		s := scan(doc, layers.value)
+		if err := s.elements(func() error {
+			at, err := s.value()
+			if err != nil {
+				return err
+			}
+			return retype(at)
+		}); err != nil {
+			return nil, err
+		}
+	}
+	return splice(doc, edits), nil
+}
