@@ -42,6 +42,7 @@ type drops struct {
 	files map[string]*dropFile
 	dirs  map[string]*dropDir
 	made  int64
+	swept time.Time
 	done  receipts
 }
 
@@ -52,9 +53,20 @@ func newDrops(m *mounted, o Options) *drops {
 	}
 }
 
-// sweep forgets the files whose time is over, and counts those that have an
+// sweepEvery is how often files are looked for whose time is over.
+const sweepEvery = time.Second
+
+// sweep forgets the files whose time is over. d.mu is held.
+func (d *drops) sweep() {
+	if time.Since(d.swept) >= sweepEvery {
+		d.swept = time.Now()
+		d.count()
+	}
+}
+
+// count forgets the files whose time is over, and counts those that have an
 // archive in them, or will have: all but the receipts. d.mu is held.
-func (d *drops) sweep() (open int) {
+func (d *drops) count() (open int) {
 	for name, f := range d.files {
 		f.mu.Lock()
 		if !f.busy && f.handles == 0 && !f.expires.IsZero() && time.Now().After(f.expires) {
@@ -287,7 +299,7 @@ func (n *dropDir) Create(ctx context.Context, name string, _ uint32, mode uint32
 		return nil, nil, 0, d.refuse(ctx, at, err)
 	}
 	d.mu.Lock()
-	full, there, ino := d.sweep() >= maxDrops, d.files[at] != nil, d.ino()
+	full, there, ino := len(d.files) >= maxDrops && d.count() >= maxDrops, d.files[at] != nil, d.ino()
 	d.mu.Unlock()
 	switch {
 	case there:

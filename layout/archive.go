@@ -115,7 +115,7 @@ func (s *Staged) unpack(ctx context.Context, archive io.Reader, in Intake, atEnd
 		Staged: s, in: in, ctx: ctx, dirfd: dirfd, lander: newLander(), dirs: map[string]bool{},
 		documents: map[string][]byte{}, parts: map[string]part{}, blobs: map[digest.Digest]part{}, links: map[string]string{},
 	}
-	defer u.lander.abandon()
+	defer u.lander.close()
 	if app, err := s.reg.App(in.App); in.App != "" && err == nil {
 		if u.known, err = app.open(); err == nil {
 			defer closeFD(u.known)
@@ -131,7 +131,7 @@ func (s *Staged) unpack(ctx context.Context, archive io.Reader, in Intake, atEnd
 	if err := u.settle(); err != nil {
 		return err
 	}
-	return u.lander.close()
+	return u.lander.flush()
 }
 
 // An unpacking is an archive on its way into a staged app.
@@ -420,10 +420,11 @@ func (t *tail) end(padding int64, atEnd *atomic.Bool) error {
 		return fmt.Errorf("archive: its end is missing (two blocks of zeros): %w", incomplete{})
 	}
 	atEnd.Store(true)
-	buf := make([]byte, 32<<10)
+	b := getBuffer()
+	defer putBuffer(b)
 	for {
-		n, err := t.Read(buf)
-		if len(bytes.TrimLeft(buf[:n], "\x00")) > 0 {
+		n, err := t.Read(*b)
+		if len(bytes.TrimLeft((*b)[:n], "\x00")) > 0 {
 			return corruptf("archive: there is data after its end")
 		}
 		if err == io.EOF {
@@ -460,7 +461,7 @@ func checkOCILayout(data []byte) error {
 }
 
 // settle makes an app of what came: its index.json, and no blob that this does
-// not reach. Its directories are synced, and its files are on their way to be.
+// not reach. What is not synced yet is on its way to be.
 func (u *unpacking) settle() error {
 	index, err := u.index()
 	if err != nil {
@@ -579,7 +580,7 @@ func (u *unpacking) has(d digest.Digest) (bool, error) {
 	return err == nil, err
 }
 
-// prune removes the blobs that are not used, and syncs the directories.
+// prune removes the blobs that are not used, and has the directories synced.
 func (u *unpacking) prune(used map[digest.Digest]bool) error {
 	list, err := readDir(u.dirfd, "blobs")
 	if err != nil {
@@ -603,16 +604,25 @@ func (u *unpacking) prune(used map[digest.Digest]bool) error {
 		if left == 0 {
 			err = rmdir(u.dirfd, dir)
 		} else {
-			err = syncDir(u.dirfd, dir)
+			err = u.syncDir(dir)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	if err := syncDir(u.dirfd, "blobs"); err != nil {
+	if err := u.syncDir("blobs"); err != nil {
 		return err
 	}
-	return fsync(u.dirfd, stagedName)
+	return u.syncDir(".")
+}
+
+// syncDir has a directory of the staged app synced.
+func (u *unpacking) syncDir(name string) error {
+	fd, err := openDir(u.dirfd, name)
+	if err == nil {
+		u.lander.sync(&newFile{what: name, fd: fd}, 0)
+	}
+	return err
 }
 
 // write writes a file of the staged app that is not a blob.
@@ -625,5 +635,5 @@ func (u *unpacking) write(name string, data []byte) error {
 		f.close()
 		return err
 	}
-	return u.finish(f)
+	return u.finish(f, int64(len(data)))
 }

@@ -173,7 +173,8 @@ func (a *Arrival) add(e extent) {
 // catchUp hands over what lies in ahead as far as it follows, and up to the
 // offset `until` also what was never written.
 func (a *Arrival) catchUp(ctx context.Context, until int64) error {
-	var buf []byte
+	b := getBuffer()
+	defer putBuffer(b)
 	for len(a.extents) > 0 && a.extents[0].start <= a.next || a.next < until {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -190,10 +191,7 @@ func (a *Arrival) catchUp(ctx context.Context, until int64) error {
 				end = first.end
 			}
 		}
-		if buf == nil {
-			buf = make([]byte, landingBuffer)
-		}
-		part := buf[:min(end-a.next, landingBuffer)]
+		part := (*b)[:min(end-a.next, landingBuffer)]
 		clear(part)
 		if !hole {
 			if _, err := a.ahead.ReadAt(part, a.next); err != nil && err != io.EOF {

@@ -39,15 +39,16 @@ func Compressed(head []byte) string {
 // is told by how it begins. close has to be called.
 func decompress(r io.Reader) (unpacked io.Reader, close func(), err error) {
 	packed := &countedReader{r: r}
-	in := bufio.NewReaderSize(packed, 64<<10)
-	head, err := in.Peek(6)
+	begin := bufio.NewReader(packed)
+	head, err := begin.Peek(6)
 	if err != nil && err != io.EOF {
 		return nil, nil, err
 	}
 	name := Compressed(head)
 	if name == "" {
-		return in, func() {}, nil
+		return begin, func() {}, nil
 	}
+	in := bufio.NewReaderSize(begin, 64<<10)
 	u := &unpacker{name: name, packed: packed}
 	close = func() {}
 	switch name {

@@ -6,114 +6,133 @@ import (
 	"io"
 	"io/fs"
 	"path"
-	"sync/atomic"
+	"sync"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
-// A lander works on blobs while they arrive: what was written a moment ago is
-// hashed, and what was written whole is synced, while the next bytes come in.
+// A lander works on files while they arrive: what was written a moment ago is
+// hashed while the next bytes come in. A large file is synced as soon as it was
+// written; small ones are synced together at the end, for a file system has much
+// less to do for many fsyncs at once than for one after the other.
 type lander struct {
-	chunks    chan chunk
-	free      chan []byte
-	made      int // buffers
-	files     chan *newFile
-	done      chan error // of syncing, once files is closed
-	abandoned atomic.Bool
+	chunks chan chunk // as many as may wait to be hashed
+
+	syncs   errgroup.Group
+	waiting []*newFile
 }
 
 type chunk struct {
 	hash hash.Hash
-	data []byte
+	data *[]byte         // a buffer
 	end  chan<- struct{} // told when everything before was hashed
 }
 
 const (
 	landingBuffer  = 128 << 10 // bytes, as much as one write through FUSE brings
-	landingBuffers = 4
+	landingBuffers = 3         // that wait to be hashed
+	smallFile      = 32 << 10  // bytes of a file that is hashed without further ado
+	largeFile      = 4 << 20   // bytes of a file that is not kept waiting for its sync
+	maxWaiting     = 64        // files that are
+	maxSyncs       = 16        // at once
 )
 
 func newLander() *lander {
-	l := &lander{
-		chunks: make(chan chunk, landingBuffers), free: make(chan []byte, landingBuffers),
-		files: make(chan *newFile, 16), done: make(chan error, 1),
-	}
+	l := &lander{chunks: make(chan chunk, landingBuffers)}
+	l.syncs.SetLimit(maxSyncs)
 	go func() {
 		for c := range l.chunks {
 			if c.end != nil {
 				c.end <- struct{}{}
 				continue
 			}
-			c.hash.Write(c.data)
-			l.free <- c.data[:cap(c.data)]
+			c.hash.Write(*c.data)
+			putBuffer(c.data)
 		}
-	}()
-	go func() {
-		var first error
-		for f := range l.files {
-			if first == nil && !l.abandoned.Load() {
-				first = fsync(f.fd, f.what)
-			}
-			closeFD(f.fd)
-		}
-		l.done <- first
 	}()
 	return l
 }
 
-// close waits until every file is synced, and says how that went. A second
-// time it does nothing.
-func (l *lander) close() error {
-	if l.chunks == nil {
-		return nil
+// sync has a file or directory synced, and closed, at the latest by flush.
+func (l *lander) sync(f *newFile, size int64) {
+	l.waiting = append(l.waiting, f)
+	if size >= largeFile || len(l.waiting) >= maxWaiting {
+		l.start()
 	}
+}
+
+func (l *lander) start() {
+	for _, f := range l.waiting {
+		l.syncs.Go(func() error {
+			defer f.close()
+			return fsync(f.fd, f.what)
+		})
+	}
+	l.waiting = nil
+}
+
+// flush waits until everything is synced, and says how that went.
+func (l *lander) flush() error {
+	l.start()
+	return l.syncs.Wait()
+}
+
+// close ends the work. What waits for its sync is closed without one.
+func (l *lander) close() {
 	close(l.chunks)
-	close(l.files)
-	l.chunks = nil
-	return <-l.done
+	for _, f := range l.waiting {
+		f.close()
+	}
+	l.syncs.Wait()
 }
 
-// abandon is close for files that nobody wants any more.
-func (l *lander) abandon() {
-	l.abandoned.Store(true)
-	l.close()
-}
+// buffers are of landingBuffer bytes.
+var buffers = sync.Pool{New: func() any { b := make([]byte, landingBuffer); return &b }}
 
-func (l *lander) buffer() []byte {
-	select {
-	case b := <-l.free:
-		return b
-	default:
-	}
-	if l.made < landingBuffers {
-		l.made++
-		return make([]byte, landingBuffer)
-	}
-	return <-l.free
+func getBuffer() *[]byte { return buffers.Get().(*[]byte) }
+
+func putBuffer(b *[]byte) {
+	*b = (*b)[:landingBuffer]
+	buffers.Put(b)
 }
 
 // copy copies r to w, which may be nil, hashes it, and gives what it begins with.
 func (l *lander) copy(w io.Writer, r io.Reader, h hash.Hash) (head []byte, n int64, err error) {
+	waiting := false
 	for err == nil {
-		buf := l.buffer()
-		var k int
-		k, err = r.Read(buf)
+		buf := getBuffer()
+		k := 0
+		for k < smallFile && err == nil {
+			var more int
+			more, err = r.Read((*buf)[k:])
+			k += more
+		}
 		if n == 0 {
-			head = append(head, buf[:min(k, 8)]...)
+			head = append(head, (*buf)[:min(k, 8)]...)
 		}
 		n += int64(k)
 		if k > 0 && w != nil {
-			if _, werr := w.Write(buf[:k]); werr != nil {
+			if _, werr := w.Write((*buf)[:k]); werr != nil {
 				err = werr
 			}
 		}
-		l.chunks <- chunk{hash: h, data: buf[:k]}
+		if err != nil && !waiting {
+			h.Write((*buf)[:k])
+			putBuffer(buf)
+			break
+		}
+		waiting = true
+		*buf = (*buf)[:k]
+		l.chunks <- chunk{hash: h, data: buf}
 	}
-	end := make(chan struct{}, 1)
-	l.chunks <- chunk{end: end}
-	<-end
+	if waiting {
+		end := make(chan struct{}, 1)
+		l.chunks <- chunk{end: end}
+		<-end
+	}
 	if err == io.EOF {
 		err = nil
 	}
@@ -130,12 +149,12 @@ func (u *unpacking) create(name string) (*newFile, error) {
 }
 
 // finish gives a file that was written its owner, and has it synced and closed.
-func (u *unpacking) finish(f *newFile) error {
+func (u *unpacking) finish(f *newFile, size int64) error {
 	if err := own(f.fd, f.what, u.owner, 0o644); err != nil {
 		f.close()
 		return err
 	}
-	u.lander.files <- f
+	u.lander.sync(f, size)
 	return nil
 }
 
@@ -164,7 +183,7 @@ func (u *unpacking) land(name string, r io.Reader, size int64, want digest.Diges
 		err = corruptf("archive: %q: its bytes do not have this digest", name)
 	}
 	if file != nil && err == nil {
-		return part{want, n, Compressed(head), ""}, u.finish(file)
+		return part{want, n, Compressed(head), ""}, u.finish(file, n)
 	}
 	if file != nil {
 		file.close()
@@ -212,7 +231,7 @@ func (u *unpacking) landUnnamed(name string, r io.Reader) (p part, err error) {
 	if err := file.place(u.dirfd, to); err != nil {
 		return part{}, err
 	}
-	return p, u.finish(file)
+	return p, u.finish(file, p.size)
 }
 
 // compress is copy with gzip. A layer that is compressed stays as it is.
