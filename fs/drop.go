@@ -91,6 +91,7 @@ func (d *drops) close() {
 	for _, f := range files {
 		f.discard()
 	}
+	d.mounted.tree.Registry.StopReceiving()
 }
 
 func (d *drops) find(name string) *dropFile {

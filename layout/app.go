@@ -20,7 +20,8 @@ const indexName = "index.json"
 // checked against their stamps at each use.
 type App struct {
 	Name   string
-	parent int // the directory that Name is resolved beneath
+	parent int    // the directory that it lies beneath
+	path   string // its path there: its name, if it is published
 
 	turn chan struct{} // held by the goroutine that changes the app
 
@@ -38,7 +39,11 @@ type readIndex struct {
 	index *v1.Index
 }
 
-func (a *App) open() (int, error) { return openDir(a.parent, a.Name) }
+func (a *App) open() (int, error) { return openDir(a.parent, a.path) }
+
+func newApp(name string, parent int, path string) *App {
+	return &App{Name: name, parent: parent, path: path, turn: make(chan struct{}, 1), indexes: map[string]*readIndex{}}
+}
 
 // A Snapshot is what an app's index.json said at one instant. It never changes;
 // blobs are read, and checked against it, when they are asked for.

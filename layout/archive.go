@@ -63,11 +63,9 @@ type Staged struct {
 	May func(dir string) error
 
 	reg   *Registry
-	work  *work
+	work  *work // nil once it is published or discarded
 	owner Owner
 }
-
-const stagedName = "archive" // also what errors call it
 
 // Stage takes in an image archive while it is read, in one pass: a tar file, or
 // one in gzip, zstd, xz or bzip2, of an OCI image layout or of what `docker save` writes
@@ -81,12 +79,11 @@ func (r *Registry) Stage(ctx context.Context, archive io.Reader, in Intake) (*St
 
 // stage is Stage; atEnd is set once the archive's end was read.
 func (r *Registry) stage(ctx context.Context, archive io.Reader, in Intake, atEnd *atomic.Bool) (*Staged, error) {
-	w, err := newWork(r.fd)
+	w, name, err := r.staging.enter(r.fd)
 	if err != nil {
 		return nil, err
 	}
-	s := &Staged{reg: r, work: w, owner: in.Owner}
-	s.App = &App{Name: stagedName, parent: w.fd, turn: make(chan struct{}, 1), indexes: map[string]*readIndex{}}
+	s := &Staged{App: newApp("archive", w.fd, name), reg: r, work: w, owner: in.Owner}
 	if err := s.unpack(ctx, archive, in, atEnd); err != nil {
 		s.Discard()
 		return nil, err
@@ -97,13 +94,14 @@ func (r *Registry) stage(ctx context.Context, archive io.Reader, in Intake, atEn
 // Discard removes what was staged. After Publish it does nothing.
 func (s *Staged) Discard() {
 	if s.work != nil {
-		s.work.close()
+		removeAll(s.work.fd, s.App.path)
+		s.reg.staging.leave()
 		s.work = nil
 	}
 }
 
 func (s *Staged) unpack(ctx context.Context, archive io.Reader, in Intake, atEnd *atomic.Bool) error {
-	if err := s.mkdir(s.work.fd, stagedName); err != nil {
+	if err := s.mkdir(s.work.fd, s.App.path); err != nil {
 		return err
 	}
 	dirfd, err := s.App.open()

@@ -39,8 +39,10 @@ type Arrival struct {
 // An extent is a range of bytes of the archive.
 type extent struct{ start, end int64 }
 
-// Receive begins to take in an archive. Finish or Abort has to be called.
+// Receive begins to take in an archive. Finish or Abort has to be called, and
+// [Registry.StopReceiving] in the end.
 func (r *Registry) Receive(in Intake) *Arrival {
+	r.staging.keep.Store(true)
 	ctx, cancel := context.WithCancel(context.Background())
 	a := &Arrival{reg: r, cancel: cancel}
 	a.cond.L = &a.mu

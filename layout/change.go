@@ -106,7 +106,7 @@ func (l *locked) named() bool {
 		held, err2 := fstat(fd, name)
 		return err1 == nil && err2 == nil && named.Dev == held.Dev && named.Ino == held.Ino
 	}
-	return same(l.app.Name, l.dirfd) && same(path.Join(l.app.Name, "oci-layout"), l.lock)
+	return same(l.app.path, l.dirfd) && same(path.Join(l.app.path, "oci-layout"), l.lock)
 }
 
 // An Edit sets annotations on one manifest, whose bytes are those that were

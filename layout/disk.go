@@ -644,6 +644,13 @@ func clean(parent int) {
 	}
 }
 
+// named says whether the work directory still has its name.
+func (w *work) named() bool {
+	named, err1 := statBeneath(w.parent, w.name)
+	held, err2 := fstat(w.fd, w.name)
+	return err1 == nil && err2 == nil && named.Dev == held.Dev && named.Ino == held.Ino
+}
+
 // close removes the work directory with what is in it.
 func (w *work) close() {
 	removeAll(w.parent, w.name)

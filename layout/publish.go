@@ -110,7 +110,7 @@ func (s *Staged) publishNew(name string) (err error) {
 		}
 		defer closeFD(parent)
 	}
-	if err = renameNew(s.work.fd, stagedName, parent, path.Base(name)); err != nil {
+	if err = renameNew(s.work.fd, s.App.path, parent, path.Base(name)); err != nil {
 		return err
 	}
 	return fsync(parent, name)

@@ -41,6 +41,8 @@ type Registry struct {
 
 	mu   sync.Mutex
 	apps map[string]*App
+
+	staging staging
 }
 
 // Open opens the registry in the directory dir.
@@ -57,7 +59,10 @@ func Open(dir string) (*Registry, error) {
 }
 
 // Close closes the registry; its apps cannot be used any more.
-func (r *Registry) Close() { closeFD(r.fd) }
+func (r *Registry) Close() {
+	r.StopReceiving()
+	closeFD(r.fd)
+}
 
 // Path is the absolute path of the registry's directory.
 func (r *Registry) Path() string { return r.path }
@@ -257,7 +262,7 @@ func (r *Registry) App(name string) (*App, error) {
 	}
 	a := r.apps[name]
 	if a == nil {
-		a = &App{Name: name, parent: r.fd, turn: make(chan struct{}, 1), indexes: map[string]*readIndex{}}
+		a = newApp(name, r.fd, name)
 		r.apps[name] = a
 	}
 	return a, nil
