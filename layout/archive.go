@@ -92,10 +92,12 @@ func (r *Registry) stage(ctx context.Context, archive io.Reader, in Intake, atEn
 }
 
 // Discard removes what was staged. After Publish it does nothing.
-func (s *Staged) Discard() {
+func (s *Staged) Discard() { s.leave(false) }
+
+func (s *Staged) leave(published bool) {
 	if s.work != nil {
 		removeAll(s.work.fd, s.App.path)
-		s.reg.staging.leave()
+		s.reg.staging.leave(published)
 		s.work = nil
 	}
 }

@@ -68,7 +68,7 @@ func (s *Staged) Publish(ctx context.Context, name string, onExist OnExist) ([]I
 	if err != nil {
 		return nil, err
 	}
-	s.Discard()
+	s.leave(true)
 	return list, nil
 }
 

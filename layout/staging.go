@@ -9,8 +9,8 @@ import (
 
 // A staging is the work directory of a registry in which archives are taken in.
 // All that arrive in this process share it, and with keep it stays a while
-// longer than the last of them: to make one for each of a thousand archives
-// that come one after the other costs as much as to write them.
+// longer than the last of them, if that was published: to make one for each of a
+// thousand archives that come one after the other costs as much as to write them.
 type staging struct {
 	keep atomic.Bool
 
@@ -43,13 +43,13 @@ func (s *staging) enter(registry int) (*work, string, error) {
 	return s.work, fmt.Sprint(s.made), nil
 }
 
-func (s *staging) leave() {
+func (s *staging) leave(published bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.users--
 	switch {
 	case s.users > 0:
-	case !s.keep.Load():
+	case !published || !s.keep.Load():
 		s.end()
 	case s.timer == nil:
 		s.timer = time.AfterFunc(keepFor, s.stop)
