@@ -22,7 +22,7 @@ type staging struct {
 }
 
 // keepFor is how long it stays.
-const keepFor = 2 * time.Second
+const keepFor = 50 * time.Millisecond
 
 // enter gives the work directory, and the name of a new directory in it.
 func (s *staging) enter(registry int) (*work, string, error) {
