@@ -667,7 +667,7 @@ func (f *dropFile) takeInAs(ctx context.Context, name string) syscall.Errno {
 	empty := f.receipt || !f.written && f.failed == nil
 	f.mu.Unlock()
 	if empty {
-		return f.m.drops.refuse(ctx, name, layout.ErrIncomplete)
+		return f.m.drops.refuse(ctx, name, &fault{layout.ErrCorrupt, "archive: it is empty; nothing was imported"})
 	}
 	ctx, stop := patient(ctx, callerOf(ctx).PID)
 	defer stop()
@@ -774,22 +774,23 @@ func (f *dropFile) discard() {
 
 // Release is the end of an open file. What was not taken in by then is gone,
 // but for names with a leading dot, which wait for their rename.
-func (f *dropFile) Release(ctx context.Context, _ gofs.FileHandle) syscall.Errno {
+func (f *dropFile) Release(context.Context, gofs.FileHandle) syscall.Errno {
+	d := f.m.drops
+	d.mu.Lock()
 	f.mu.Lock()
 	f.handles--
-	gone := false
+	gone := f.handles == 0 && !f.receipt
 	switch {
-	case f.handles > 0 || f.receipt:
-	case staged(f.name) && !f.unlinked:
-		f.expires = time.Now().Add(stagedFor)
-	default:
-		if !f.unlinked {
-			f.tell(f.owner.UID, f.name, "archive: closed before it was complete; nothing was imported")
-		}
-		gone = true
-		f.expires = time.Now()
+	case gone && f.unlinked:
+	case gone && staged(f.name):
+		f.expires, gone = time.Now().Add(stagedFor), false
+	case gone:
+		f.tell(f.owner.UID, f.name, "archive: closed before it was complete; nothing was imported")
+		delete(d.files, f.name)
+		f.ForgetPersistent()
 	}
 	f.mu.Unlock()
+	d.mu.Unlock()
 	if gone {
 		f.discard()
 	}

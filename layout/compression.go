@@ -53,7 +53,7 @@ func decompress(r io.Reader) (unpacked io.Reader, close func(), err error) {
 	close = func() {}
 	switch name {
 	case "gzip":
-		u.r, err = gzip.NewReader(in)
+		u.r, err = newGunzip(in)
 	case "zstd":
 		var z *zstd.Decoder
 		if z, err = zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(MaxWindow)); err == nil {
@@ -68,6 +68,41 @@ func decompress(r io.Reader) (unpacked io.Reader, close func(), err error) {
 		return nil, nil, u.failed(err)
 	}
 	return u, close, nil
+}
+
+// A gunzip unpacks gzip members one after the other. Unlike a gzip.Reader by
+// itself it gives what a member holds before it looks for another one,
+// for which it may have to wait.
+type gunzip struct {
+	in *bufio.Reader
+	z  *gzip.Reader
+}
+
+func newGunzip(in *bufio.Reader) (*gunzip, error) {
+	z, err := gzip.NewReader(in)
+	if err != nil {
+		return nil, err
+	}
+	z.Multistream(false)
+	return &gunzip{in, z}, nil
+}
+
+func (g *gunzip) Read(p []byte) (int, error) {
+	n, err := g.z.Read(p)
+	if n > 0 && err == io.EOF {
+		err = nil // that is for the next call
+	}
+	if err != io.EOF {
+		return n, err
+	}
+	if _, err := g.in.Peek(1); err != nil {
+		return 0, err
+	}
+	if err := g.z.Reset(g.in); err != nil {
+		return 0, err
+	}
+	g.z.Multistream(false)
+	return 0, nil
 }
 
 type countedReader struct {
