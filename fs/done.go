@@ -25,8 +25,9 @@ const maxReceipts = 4096
 // receipts are the files in MNT/import/.done/, by the app that they tell of:
 // .done/library/nginx.txt tells of library/nginx.
 type receipts struct {
-	mu sync.Mutex
-	of map[string]*receipt
+	mu   sync.Mutex
+	of   map[string]*receipt
+	dirs map[string]bool // directories, also empty ones; each ends with a slash
 }
 
 // A receipt has a line `APP<tab>TAG<tab>DIGEST` for each image that an archive brought.
@@ -44,16 +45,27 @@ func (r *receipts) add(app string, owner Caller, imported []layout.Imported) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.of[app] = &receipt{text, owner, time.Now()}
-	if len(r.of) <= maxReceipts {
-		return
-	}
-	oldest := app
-	for name, one := range r.of {
-		if one.mtime.Before(r.of[oldest].mtime) {
-			oldest = name
+	for i, c := range app {
+		if c == '/' {
+			r.dirs[app[:i+1]] = true
 		}
 	}
-	delete(r.of, oldest)
+	if len(r.of) > maxReceipts {
+		oldest := app
+		for name, one := range r.of {
+			if one.mtime.Before(r.of[oldest].mtime) {
+				oldest = name
+			}
+		}
+		delete(r.of, oldest)
+	}
+	if len(r.dirs) > maxReceipts {
+		for dir := range r.dirs {
+			if len(r.list(dir)) == 0 {
+				delete(r.dirs, dir)
+			}
+		}
+	}
 }
 
 func (r *receipts) remove(app string) bool {
@@ -74,23 +86,41 @@ func (r *receipts) get(app string) *receipt {
 func (r *receipts) in(dir string) []Name {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	seen := map[Name]bool{}
+	return sorted(r.list(dir))
+}
+
+// list is in, for who holds r.mu.
+func (r *receipts) list(dir string) (names []Name) {
 	for app := range r.of {
-		rest, ok := strings.CutPrefix(app, dir)
-		if !ok {
-			continue
+		if base, ok := strings.CutPrefix(app, dir); ok && !strings.Contains(base, "/") {
+			names = append(names, Name{base + ".txt", 0})
 		}
-		name := Name{rest + ".txt", 0}
-		if first, _, nested := strings.Cut(rest, "/"); nested {
-			name = dirs(first)[0]
+	}
+	for at := range r.dirs {
+		if base, ok := strings.CutPrefix(at, dir); ok && strings.Count(base, "/") == 1 {
+			names = append(names, dirs(strings.TrimSuffix(base, "/"))...)
 		}
-		seen[name] = true
 	}
-	var names []Name
-	for name := range seen {
-		names = append(names, name)
+	return names
+}
+
+func (r *receipts) hasDir(dir string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.dirs[dir]
+}
+
+func (r *receipts) rmdir(dir string) syscall.Errno {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case !r.dirs[dir]:
+		return syscall.ENOENT
+	case len(r.list(dir)) > 0:
+		return syscall.ENOTEMPTY
 	}
-	return sorted(names)
+	delete(r.dirs, dir)
+	return 0
 }
 
 // A doneDir is MNT/import/.done/, or a directory in it.
@@ -142,7 +172,7 @@ func (n *doneDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 		node := &receiptNode{refusing: refusing{n.m, at}, item: item}
 		return n.NewInode(ctx, node, gofs.StableAttr{Mode: syscall.S_IFREG, Ino: n.m.ino(at, item)}), 0
 	}
-	if prefix := n.prefix + name + "/"; len(n.receipts().in(prefix)) > 0 {
+	if prefix := n.prefix + name + "/"; n.receipts().hasDir(prefix) {
 		return n.of.newDone(ctx, &n.Inode, prefix, out)
 	}
 	return nil, syscall.ENOENT
@@ -159,12 +189,8 @@ func (n *doneDir) Unlink(_ context.Context, name string) syscall.Errno {
 	return syscall.ENOENT
 }
 
-// Rmdir: a directory goes with the last that is in it.
 func (n *doneDir) Rmdir(_ context.Context, name string) syscall.Errno {
-	if len(n.receipts().in(n.prefix+name+"/")) > 0 {
-		return syscall.ENOTEMPTY
-	}
-	return 0
+	return n.receipts().rmdir(n.prefix + name + "/")
 }
 
 func (r *receipt) item() *Item {

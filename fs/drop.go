@@ -49,7 +49,7 @@ type drops struct {
 func newDrops(m *mounted, o Options) *drops {
 	return &drops{
 		mounted: m, onExist: o.OnExist, signer: o.SignImports,
-		files: map[string]*dropFile{}, dirs: map[string]*dropDir{}, done: receipts{of: map[string]*receipt{}},
+		files: map[string]*dropFile{}, dirs: map[string]*dropDir{}, done: receipts{of: map[string]*receipt{}, dirs: map[string]bool{}},
 	}
 }
 
