@@ -700,7 +700,7 @@ func (f *dropFile) takeIn(ctx context.Context, name string, closing bool) syscal
 	var outcome string
 	if err == nil {
 		var staged *layout.Staged
-		staged, err = f.arrival.Finish()
+		staged, err = f.arrival.Finish(ctx)
 		f.arrival = nil
 		if err == nil {
 			imported, outcome, err = f.m.drops.publish(ctx, app, staged)
@@ -717,6 +717,7 @@ func (f *dropFile) takeIn(ctx context.Context, name string, closing bool) syscal
 	}
 	f.mu.Unlock()
 	if err != nil {
+		f.m.drops.done.remove(app)
 		return errnoOf(err)
 	}
 	f.m.drops.done.add(app, callerOf(ctx), imported)
@@ -749,17 +750,27 @@ func (d *drops) publish(ctx context.Context, app string, staged *layout.Staged) 
 	if imported, err = staged.Publish(ctx, app, d.onExist); err != nil {
 		return nil, "", err
 	}
-	var parts []string
+	var came, dropped []string
 	for _, i := range imported {
-		parts = append(parts, fmt.Sprintf("imported %s %s %s", i.App, i.Tag, i.Digest))
+		came = append(came, fmt.Sprintf("imported %s %s %s", i.App, i.Tag, i.Digest))
 	}
 	for _, what := range staged.Dropped {
-		parts = append(parts, "dropped "+what)
+		dropped = append(dropped, "dropped "+what)
 	}
+	parts := append(few(came), few(dropped)...)
 	if signed != nil {
 		parts = append(parts, signed.Text())
 	}
 	return imported, strings.Join(parts, "; "), nil
+}
+
+// few is a list that fits into a line of the log.
+func few(list []string) []string {
+	const most = 20
+	if len(list) <= most {
+		return list
+	}
+	return append(list[:most:most], fmt.Sprintf("and %d more", len(list)-most))
 }
 
 // discard frees what was written.

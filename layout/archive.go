@@ -227,7 +227,10 @@ func (u *unpacking) read(archive io.Reader, atEnd *atomic.Bool) error {
 // looked up (docker.go). raw are the blocks that the entry was read from: its
 // header, and the extension headers before it.
 func checkHeader(h *tar.Header, raw []byte) error {
-	refuse := func(why string) error { return corruptf("archive: %q: %s", h.Name, why) }
+	refuse := func(why string) error { return corruptf("archive: %.300q: %s", h.Name, why) }
+	if len(h.Name) > MaxName || len(h.Linkname) > MaxName {
+		return limitf("archive: %.300q: its name or link is over the limit of %d bytes", h.Name, MaxName)
+	}
 	if !fs.ValidPath(path.Clean(h.Name)) || strings.IndexByte(h.Name, 0) >= 0 {
 		return refuse("not a path inside the archive")
 	}

@@ -245,8 +245,11 @@ func (a *Arrival) Complete(ctx context.Context, closing bool) (bool, error) {
 	return a.atEnd.Load() && len(a.extents) == 0, a.Err()
 }
 
-// Finish ends the archive, which is Complete, and gives what was staged.
-func (a *Arrival) Finish() (*Staged, error) {
+// Finish ends the archive, which is Complete, and gives what was staged. Once ctx
+// is done it stops as soon as it can.
+func (a *Arrival) Finish(ctx context.Context) (*Staged, error) {
+	stop := context.AfterFunc(ctx, a.cancel)
+	defer stop()
 	if err := a.Err(); err != nil {
 		a.Abort()
 		return nil, err
