@@ -7,7 +7,8 @@
 //	    version                  lines `key value`: version, registry, pid, passthrough, readonly
 //	    log                      the last 256 operations: time, uid, operation, path, outcome
 //	    ca/<fingerprint>.pub     the root CAs that are trusted
-//	  import/                    a tar archive that is written here becomes an app
+//	  import/                    an archive that is written here becomes an app; import/library/x.tar the app library/x
+//	    .done/<app>.txt          a line for each image that came: app, tag, digest (not listed)
 //	  <app>/                     `nginx`, or nested: `library/nginx`
 //	    oci-layout  index.json  blobs/<algorithm>/<hex>     the layout, byte for byte
 //	    tags/<tag>/              the image or index that the tag names now
@@ -46,6 +47,14 @@
 // inode, and an open never lags behind the registry. stat(2) may lag by one
 // second, but not behind a change made through this mount: the names that a
 // signing changed are expired before its write returns.
+//
+// # The drop folder
+//
+// What is written into import/ is taken in while it arrives (layout.Arrival), and
+// published by the close that follows its end, which returns how that went
+// (drop.go). A close that comes earlier is an error for the process that opened the file,
+// and nothing for a child that had a copy of it. Names with a leading dot are published by
+// the rename that takes the dot away.
 //
 // # The control file
 //

@@ -59,9 +59,21 @@
 // an app that is not there yet, which its owner holds locked; what the dead
 // left is removed by the next change.
 //
+// # Archives
+//
 // An archive is taken in by [Registry.Stage], as an app that nobody sees, which
 // may be read and changed like any other until [Staged.Publish] renames it
-// to its place, or adds it to the app that is there, in one step.
+// to its place, or adds it to the app that is there, in one step. It is read once,
+// from its beginning to its end; each file is written to its final place while it
+// is read, and hashed beside that (landing.go). An [Arrival] is an archive that
+// somebody writes, in any order, as programs write files.
+//
+// An archive is what `docker save` and its like make, in tar (POSIX.1-2024, pax,
+// and GNU's long names), maybe compressed (compression.go). Of tar only what all
+// readers understand in the same way is taken: no sparse files, no links
+// but those to layers, no two extension headers of one kind, no directory with a
+// size. Docker's own format becomes an OCI image layout (docker.go), and whatever a registry
+// server would not take is put right (normal.go); configs never change.
 //
 // # Remembering
 //
