@@ -44,6 +44,8 @@ type drops struct {
 	made  int64
 	swept time.Time
 	done  receipts
+
+	discards sync.WaitGroup
 }
 
 func newDrops(m *mounted, o Options) *drops {
@@ -71,7 +73,7 @@ func (d *drops) count() (open int) {
 		f.mu.Lock()
 		if !f.busy && f.handles == 0 && !f.expires.IsZero() && time.Now().After(f.expires) {
 			delete(d.files, name)
-			go f.discard()
+			d.discards.Go(f.discard) // not here: it may wait
 			f.ForgetPersistent()
 		}
 		if !f.receipt {
@@ -91,6 +93,7 @@ func (d *drops) close() {
 	for _, f := range files {
 		f.discard()
 	}
+	d.discards.Wait()
 	d.mounted.tree.Registry.StopReceiving()
 }
 
@@ -349,7 +352,7 @@ func (f *dropFile) unlink() bool {
 	}
 	f.unlinked = true
 	if f.handles == 0 {
-		go f.discard()
+		f.m.drops.discards.Go(f.discard)
 	}
 	f.ForgetPersistent()
 	return true
@@ -797,7 +800,9 @@ func (f *dropFile) Release(context.Context, gofs.FileHandle) syscall.Errno {
 		f.expires, gone = time.Now().Add(stagedFor), false
 	case gone:
 		f.tell(f.owner.UID, f.name, "archive: closed before it was complete; nothing was imported")
-		delete(d.files, f.name)
+		if d.files[f.name] == f {
+			delete(d.files, f.name)
+		}
 		f.ForgetPersistent()
 	}
 	f.mu.Unlock()
