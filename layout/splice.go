@@ -102,19 +102,15 @@ const referenceDigest = "vnd.docker.reference.digest"
 // if it has one, data, and every annotation vnd.docker.reference.digest of such an element that names a key of moves given the new
 // digest. Every other byte stays. A document that is not an object with an array `manifests` of objects is an [ErrCorrupt].
 func moveDescriptors(doc []byte, moves map[digest.Digest]move) ([]byte, error) {
-	top, err := scanObject(doc, span{0, len(doc)})
+	_, list, err := scanManifests(doc)
 	if err != nil {
 		return nil, err
 	}
-	manifests, found := top.member("manifests")
-	if !found {
-		return nil, corruptf("manifests is missing")
-	}
-	if manifests.value.isNull(doc) {
+	if list.isNull(doc) {
 		return doc, nil
 	}
 	var edits []edit
-	s := scan(doc, manifests.value)
+	s := scan(doc, list)
 	if err := s.elements(func() (err error) {
 		edits, err = s.moveDescriptor(edits, moves)
 		return err
@@ -171,18 +167,26 @@ func (s scanner) moveDescriptor(edits []edit, moves map[digest.Digest]move) ([]e
 	return edits, nil
 }
 
-// descriptorTexts returns the elements of `manifests` as they stand in doc, an index, without the white space between their parts.
-func descriptorTexts(doc []byte) ([][]byte, error) {
-	top, err := scanObject(doc, span{0, len(doc)})
-	if err != nil {
-		return nil, err
+// scanManifests returns the object that doc, an index, is, and where the value of its `manifests` is.
+func scanManifests(doc []byte) (top object, list span, err error) {
+	if top, err = scanObject(doc, span{0, len(doc)}); err != nil {
+		return object{}, span{}, err
 	}
 	manifests, found := top.member("manifests")
-	if !found || manifests.value.isNull(doc) {
-		return nil, nil
+	if !found {
+		return object{}, span{}, corruptf("manifests is missing")
+	}
+	return top, manifests.value, nil
+}
+
+// descriptorTexts returns the elements of `manifests` as they stand in doc, an index, without the white space between their parts.
+func descriptorTexts(doc []byte) ([][]byte, error) {
+	_, list, err := scanManifests(doc)
+	if err != nil || list.isNull(doc) {
+		return nil, err
 	}
 	var texts [][]byte
-	s := scan(doc, manifests.value)
+	s := scan(doc, list)
 	err = s.elements(func() error {
 		at, err := s.value()
 		if err != nil {
@@ -209,22 +213,18 @@ func appendDescriptors(doc []byte, descriptors [][]byte) ([]byte, error) {
 			return nil, fmt.Errorf("descriptor %d to be appended: not a JSON object", i)
 		}
 	}
-	top, err := scanObject(doc, span{0, len(doc)})
+	top, list, err := scanManifests(doc)
 	if err != nil {
 		return nil, err
 	}
-	manifests, found := top.member("manifests")
-	if !found {
-		return nil, corruptf("manifests is missing")
-	}
 	style := spacingOf(doc, top, spacing{colon: ":"})
-	if manifests.value.isNull(doc) {
+	if list.isNull(doc) {
 		whole := style.spread(nil, enclose('[', descriptors, ']'), style.member)
-		return splice(doc, []edit{{manifests.value, whole}}), nil
+		return splice(doc, []edit{{list, whole}}), nil
 	}
 	var last span
 	count := 0
-	s := scan(doc, manifests.value)
+	s := scan(doc, list)
 	if err := s.elements(func() (err error) {
 		count++
 		last, err = s.value()
@@ -233,7 +233,7 @@ func appendDescriptors(doc []byte, descriptors [][]byte) ([]byte, error) {
 		return nil, fmt.Errorf("manifests: %w", err)
 	}
 	if count == 0 {
-		return splice(doc, []edit{style.fill(doc, manifests.value, descriptors)}), nil
+		return splice(doc, []edit{style.fill(doc, list, descriptors)}), nil
 	}
 	neighbour, err := scanObject(doc, last)
 	if err != nil {
@@ -255,20 +255,16 @@ func appendDescriptors(doc []byte, descriptors [][]byte) ([]byte, error) {
 // editDescriptors returns doc, an index, with each element of `manifests` replaced by what change makes of it, nil for nothing, and every other
 // byte as it was. A document that is not an object with an array `manifests` is an [ErrCorrupt].
 func editDescriptors(doc []byte, change func(i int, descriptor []byte) ([]byte, error)) ([]byte, error) {
-	top, err := scanObject(doc, span{0, len(doc)})
+	_, list, err := scanManifests(doc)
 	if err != nil {
 		return nil, err
 	}
-	manifests, found := top.member("manifests")
-	if !found {
-		return nil, corruptf("manifests is missing")
-	}
-	if manifests.value.isNull(doc) {
+	if list.isNull(doc) {
 		return doc, nil
 	}
-	list := []byte{'['}
-	kept, at, i := 0, manifests.value.start+1, 0
-	s := scan(doc, manifests.value)
+	out := []byte{'['}
+	kept, at, i := 0, list.start+1, 0
+	s := scan(doc, list)
 	if err := s.elements(func() error {
 		value, err := s.value()
 		if err != nil {
@@ -284,7 +280,7 @@ func editDescriptors(doc []byte, change func(i int, descriptor []byte) ([]byte, 
 				space = bytes.TrimLeft(space, whiteSpace+",")
 				space = append([]byte(spaceBefore(doc, value)), space...)
 			}
-			list = append(append(list, space...), text...)
+			out = append(append(out, space...), text...)
 			kept++
 		}
 		at = value.end
@@ -294,9 +290,9 @@ func editDescriptors(doc []byte, change func(i int, descriptor []byte) ([]byte, 
 		return nil, fmt.Errorf("manifests: %w", err)
 	}
 	if kept > 0 {
-		list = append(list, doc[at:manifests.value.end-1]...)
+		out = append(out, doc[at:list.end-1]...)
 	}
-	return splice(doc, []edit{{manifests.value, append(list, ']')}}), nil
+	return splice(doc, []edit{{list, append(out, ']')}}), nil
 }
 
 // setString returns doc, an object, with its member name being the string value, and every other byte as it was.
