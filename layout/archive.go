@@ -41,7 +41,7 @@ type Intake struct {
 	// KeepAll leaves platforms that an index lists and the archive lacks,
 	// attestations, and Docker's media types as they are.
 	KeepAll bool
-	// Compress compresses the layers of what `docker save` made by gzip.
+	// Compress compresses by gzip the layers of an archive in Docker's own format (docker.go).
 	Compress bool
 }
 
@@ -62,6 +62,7 @@ type Staged struct {
 
 	reg   *Registry
 	work  *work // nil once it is published or discarded
+	spare []int // descriptors for removing it, where there may be no others
 	owner Owner
 }
 
@@ -82,6 +83,14 @@ func (r *Registry) stage(ctx context.Context, archive io.Reader, in Intake, atEn
 		return nil, err
 	}
 	s := &Staged{App: newApp("archive", w.fd, name), reg: r, work: w, owner: in.Owner}
+	for range 3 { // .irfs/<random>/<name>/blobs/sha256/
+		fd, err := openDir(w.fd, ".")
+		if err != nil {
+			s.Discard()
+			return nil, err
+		}
+		s.spare = append(s.spare, fd)
+	}
 	if err := s.unpack(ctx, archive, in, atEnd); err != nil {
 		s.Discard()
 		return nil, err
@@ -94,6 +103,9 @@ func (s *Staged) Discard() { s.leave(false) }
 
 func (s *Staged) leave(published bool) {
 	if s.work != nil {
+		for _, fd := range s.spare {
+			closeFD(fd)
+		}
 		removeAll(s.work.fd, s.App.path)
 		s.reg.staging.leave(published)
 		s.work = nil
@@ -189,6 +201,10 @@ func (u *unpacking) take(name string, r io.Reader, size int64) error {
 		}
 		want = d
 	} else if passedOver(name) {
+		return nil
+	}
+	if p, ok := u.blobs[digest.SHA256.FromBytes(nil)]; ok && size == 0 && want == "" {
+		u.parts[name] = p
 		return nil
 	}
 	p, err := u.land(name, r, size, want)

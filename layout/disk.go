@@ -360,18 +360,19 @@ func rmdir(dirfd int, name string) error {
 	return pathError("rmdir", name, retry(func() error { return unix.Unlinkat(dirfd, name, unix.AT_REMOVEDIR) }))
 }
 
-// removeAll removes name and what is below it, as far as that goes.
+// removeAll removes name and what is below it, as far as that goes. It takes one
+// descriptor for each level.
 func removeAll(dirfd int, name string) {
 	if unlink(dirfd, name) == nil {
 		return
 	}
-	if list, err := readDir(dirfd, name); err == nil {
-		if fd, err := openDir(dirfd, name); err == nil {
-			for _, e := range list {
-				removeAll(fd, e.name)
-			}
-			closeFD(fd)
+	if fd, err := openDir(dirfd, name); err == nil {
+		f := os.NewFile(uintptr(fd), name)
+		names, _ := f.Readdirnames(-1)
+		for _, name := range names {
+			removeAll(fd, name)
 		}
+		f.Close()
 	}
 	rmdir(dirfd, name)
 }
@@ -556,7 +557,12 @@ func newWork(parent int) (*work, error) {
 
 // tryWork is one attempt at newWork; nil, nil when another process was in
 // between.
-func tryWork(parent int, like Attr) (*work, error) {
+func tryWork(parent int, like Attr) (w *work, err error) {
+	defer func() {
+		if w == nil {
+			rmdir(parent, workName) // if nobody works there
+		}
+	}()
 	// Whoever may write here may also work here.
 	mode := uint32(like.Mode.Perm())
 	if like.Mode&fs.ModeSticky != 0 {
@@ -586,6 +592,9 @@ func tryWork(parent int, like Attr) (*work, error) {
 		return nil, err
 	}
 	named, err := statBeneath(parent, workName)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
 	if err != nil || named.Ino != open.Ino || named.Dev != open.Dev {
 		return nil, nil
 	}

@@ -2,6 +2,7 @@ package layout
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"regexp"
@@ -182,17 +183,20 @@ func (n *normalising) tag(list []row, tagged bool) error {
 	users := map[string]user{}
 	for i := range list {
 		r := &list[i]
-		name := r.was.Annotations[refName]
-		if r.dropped || name == "" && tagged {
+		name, named := r.was.Annotations[refName]
+		switch {
+		case r.dropped:
+			continue
+		case name == "" && named && tagged:
+			return corruptf("%s: an empty name beside others", r.was.Digest)
+		case name == "" && tagged:
 			continue
 		}
 		r.tag = tagOf(name)
 		if r.fullName = name; name == r.tag {
 			r.fullName = ""
 		}
-		if name == "" {
-			name = string(r.is.Digest)
-		}
+		name = cmp.Or(r.was.Annotations[fullName], name, string(r.is.Digest))
 		if !ValidTag.MatchString(r.tag) {
 			return corruptf("the tag of %.300q is over 128 characters", name)
 		}

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // OnExist says what becomes of an import when the app is there already.
@@ -286,14 +287,15 @@ func (s *Staged) moveOver(ctx context.Context, from, to int, name string, d dige
 }
 
 // Keep leaves in the staged app only these images and indexes, and what hangs on
-// them. One that only an index lists takes the place of that, and its tag.
+// them. One that index.json itself does not list takes the place of the index there
+// that lists it, and its tag; of two in one index the second is an error.
 func (s *Staged) Keep(ctx context.Context, keep []digest.Digest) error {
 	wanted := map[digest.Digest]bool{}
 	for _, d := range keep {
 		wanted[d] = true
 	}
 	err := s.App.change(ctx, func(l *locked, snap *Snapshot, raw []byte, seen sighting) error {
-		r, err := snap.all()
+		heir, err := heirs(snap, keep)
 		if err != nil {
 			return err
 		}
@@ -302,19 +304,16 @@ func (s *Staged) Keep(ctx context.Context, keep []digest.Digest) error {
 			if wanted[row.Digest] {
 				return text, nil
 			}
-			for _, d := range keep {
-				n := r.nodes[d]
-				if n == nil || !slices.Contains(r.above(d), row.Digest) {
-					continue
-				}
-				data, _, _, err := readBlob(l.dirfd, n.Descriptor, MaxIndex, nil)
-				if err != nil {
-					return nil, err
-				}
-				return redescribe(text, n.MediaType, map[digest.Digest]move{row.Digest: {n.Digest, n.Size, data}})
+			n, ok := heir[row.Digest]
+			if !ok {
+				s.drop(row.Annotations[refName], row)
+				return nil, nil
 			}
-			s.drop(row.Annotations[refName], row)
-			return nil, nil
+			data, _, _, err := readBlob(l.dirfd, n, MaxIndex, nil)
+			if err != nil {
+				return nil, err
+			}
+			return redescribe(text, n.MediaType, map[digest.Digest]move{row.Digest: {n.Digest, n.Size, data}})
 		})
 		if err != nil || bytes.Equal(index, raw) {
 			return err
@@ -331,4 +330,27 @@ func (s *Staged) Keep(ctx context.Context, keep []digest.Digest) error {
 	}
 	_, err = s.App.Collect(ctx, 0, false)
 	return err
+}
+
+// heirs gives, for indexes in index.json, the image or index of those to be kept
+// that takes its place.
+func heirs(snap *Snapshot, keep []digest.Digest) (map[digest.Digest]v1.Descriptor, error) {
+	r, err := snap.all()
+	if err != nil {
+		return nil, err
+	}
+	heir := map[digest.Digest]v1.Descriptor{}
+	for _, d := range keep {
+		n := r.nodes[d]
+		if n == nil || len(snap.rows[d]) > 0 {
+			continue
+		}
+		for _, index := range r.above(d) {
+			if was, ok := heir[index]; ok && was.Digest != d {
+				return nil, corruptf("%s and %s are both in the index %s, and only one can take its place", was.Digest, d, index)
+			}
+			heir[index] = n.Descriptor
+		}
+	}
+	return heir, nil
 }

@@ -8,12 +8,20 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync/atomic"
 )
 
 // This file reads tar files. It takes only what every reader of tar understands
 // in the same way, GNU tar for one, and refuses anything else.
+
+// What is more is refused, an [ErrLimit].
+const (
+	maxEntryName  = 1024    // bytes of an entry's name, or of what a link names
+	maxEntryNames = 8 << 20 // bytes of all names together
+)
 
 // read reads the archive to its end.
 func (u *unpacking) read(archive io.Reader, atEnd *atomic.Bool) error {
@@ -25,7 +33,7 @@ func (u *unpacking) read(archive io.Reader, atEnd *atomic.Bool) error {
 	defer close()
 	tail := &tail{source: source, r: unpacked}
 	entries := tar.NewReader(tail)
-	seen := map[string]bool{}
+	names := nameTree{kinds: map[string]byte{}}
 	var padding int64
 	for count := 1; ; count++ {
 		tail.record(padding)
@@ -36,109 +44,280 @@ func (u *unpacking) read(archive io.Reader, atEnd *atomic.Bool) error {
 		if err != nil {
 			return tail.failed(err)
 		}
-		if err := checkHeader(h, tail.headers()); err != nil {
+		plain, err := checkHeader(h, tail.headers())
+		if err != nil {
 			return err
 		}
-		name := path.Clean(h.Name)
-		switch {
-		case count > MaxArchiveEntries:
+		if count > MaxArchiveEntries {
 			return limitf("archive: over the limit of %d entries", MaxArchiveEntries)
-		case u.bytes > MaxArchive-h.Size:
-			return limitf("archive: over the limit of %d bytes for all its files", int64(MaxArchive))
-		case h.Typeflag == tar.TypeDir || h.Typeflag == tar.TypeXGlobalHeader:
-			padding = 0
-			continue
-		case seen[name]:
-			return corruptf("archive: %q: twice in the archive", h.Name)
 		}
-		seen[name] = true
-		u.bytes += h.Size
-		if h.Typeflag == tar.TypeSymlink {
+		padding = -plain.size & 511
+		if h.Typeflag == tar.TypeXGlobalHeader {
+			continue
+		}
+		name := path.Clean(h.Name)
+		if err := names.add(name, h); err != nil {
+			return err
+		}
+		switch h.Typeflag {
+		case tar.TypeDir:
+		case tar.TypeSymlink:
 			u.links[name] = h.Linkname
-			padding = 0
-			continue
+		default:
+			if u.bytes += h.Size; u.bytes > MaxArchive {
+				return limitf("archive: over the limit of %d bytes for all its files", int64(MaxArchive))
+			}
+			if err := u.take(name, entries, h.Size); err != nil {
+				return tail.failed(err)
+			}
+			if _, err := io.Copy(io.Discard, entries); err != nil {
+				return tail.failed(err)
+			}
 		}
-		if err := u.take(name, entries, h.Size); err != nil {
-			return tail.failed(err)
-		}
-		if _, err := io.Copy(io.Discard, entries); err != nil {
-			return tail.failed(err)
-		}
-		padding = -h.Size & 511
 	}
 	return tail.end(padding, atEnd)
+}
+
+// A nameTree is the names of an archive, and what is there: a file f, a link l, a
+// directory d. Where an entry would have to go through, or upon, another one,
+// readers do different things.
+type nameTree struct {
+	kinds map[string]byte
+	bytes int
+}
+
+func (t *nameTree) add(name string, h *tar.Header) error {
+	if t.bytes += len(name) + len(h.Linkname); t.bytes > maxEntryNames || len(t.kinds) > 2*MaxArchiveEntries {
+		return limitf("archive: over the limit of %d bytes for all names of its entries", maxEntryNames)
+	}
+	for i, c := range name {
+		if c != '/' {
+			continue
+		}
+		if kind := t.kinds[name[:i]]; kind != 0 && kind != 'd' {
+			return corruptf("archive: %q: %q is in the archive too, and no directory", h.Name, name[:i])
+		}
+		t.kinds[name[:i]] = 'd'
+	}
+	kind := map[byte]byte{tar.TypeDir: 'd', tar.TypeSymlink: 'l'}[h.Typeflag]
+	if kind == 0 {
+		kind = 'f'
+	}
+	if was := t.kinds[name]; was != 0 && (was != 'd' || kind != 'd') {
+		return corruptf("archive: %q: twice in the archive", h.Name)
+	}
+	t.kinds[name] = kind
+	return nil
 }
 
 // checkHeader refuses what readers of tar disagree on, and whatever is neither a
 // regular file, nor a directory, nor a link to a layer, which is only ever
 // looked up (docker.go). raw are the blocks that the entry was read from: its
 // header, and the extension headers before it.
-func checkHeader(h *tar.Header, raw []byte) error {
-	refuse := func(why string) error { return corruptf("archive: %.300q: %s", h.Name, why) }
-	if len(h.Name) > MaxName || len(h.Linkname) > MaxName {
-		return limitf("archive: %.300q: its name or link is over the limit of %d bytes", h.Name, MaxName)
+func checkHeader(h *tar.Header, raw []byte) (plainHeader, error) {
+	refuse := func(why string) (plainHeader, error) {
+		return plainHeader{}, corruptf("archive: %.300q: %s", h.Name, why)
 	}
-	if !fs.ValidPath(path.Clean(h.Name)) || strings.IndexByte(h.Name, 0) >= 0 {
-		return refuse("not a path inside the archive")
+	if len(h.Name) > maxEntryName || len(h.Linkname) > maxEntryName {
+		return plainHeader{}, limitf("archive: %.300q: its name, or what it links to, is over the limit of %d bytes", h.Name, maxEntryName)
 	}
-	for key, value := range h.PAXRecords {
-		switch {
-		case strings.HasPrefix(key, "GNU.sparse."): // a few bytes can make the holes as large as they like
-			return refuse("neither a regular file nor a directory")
-		case h.Typeflag == tar.TypeXGlobalHeader && key != "comment":
-			return refuse("a global extended header that is more than a comment, which readers understand differently")
-		case (key == "path" || key == "size" || key == "linkpath") && value == "":
-			return refuse("an extended header takes back its " + key + ", which readers understand differently")
-		}
+	if !strings.ContainsRune("052g", rune(h.Typeflag)) {
+		return refuse("neither a regular file nor a directory")
 	}
-	extensions := ""
-	for len(raw) > 512 {
-		flag, size := raw[156], octal(raw[124:136])
-		if size < 0 || size > int64(len(raw)) {
-			return refuse("an extension header whose size readers understand differently")
-		}
-		extensions += string(flag)
-		raw = raw[min(int64(len(raw)), 512+(size+511)&^511):]
-	}
-	last := string(raw[:min(len(raw), 512)])
+	p, odd := plainly(raw)
 	switch {
-	case len(last) < 512 || !strings.Contains(" x L K LK KL ", " "+extensions+" ") && extensions != "", h.Typeflag == tar.TypeXGlobalHeader && extensions != "":
-		return refuse("extension headers upon each other, which readers understand differently")
-	case last[508:512] == "tar\x00":
-		return refuse("a header of star's own format, which readers understand differently")
+	case odd != "":
+		return refuse(odd + ", which readers understand differently")
+	case h.Typeflag == tar.TypeXGlobalHeader:
+		return p, nil
+	case !safe(h.Name):
+		return refuse("not a path inside the archive")
+	case p.name != h.Name || p.size != h.Size || h.Typeflag == tar.TypeSymlink && p.link != h.Linkname:
+		return refuse("its name or size depends on who reads it")
 	}
 	switch h.Typeflag {
-	case tar.TypeXGlobalHeader:
-		return nil
 	case tar.TypeDir:
 		if h.Size != 0 {
 			return refuse("a directory with a size, which readers understand differently")
 		}
-		return nil
+		return p, nil
 	case tar.TypeReg:
-		if strings.HasSuffix(h.Name, "/") {
+		if base := path.Base("/" + h.Name); strings.HasSuffix(h.Name, "/") || strings.HasSuffix(h.Name, "/.") || base == "/" || base == "." {
 			return refuse("a regular file with the name of a directory")
 		}
-		return nil
+		return p, nil
 	case tar.TypeSymlink:
-		if path.Base(h.Name) == "layer.tar" && h.Size == 0 {
-			return nil
+		if path.Base(h.Name) == "layer.tar" && h.Size == 0 && h.Linkname != "" {
+			return p, nil
 		}
 	}
 	return refuse("neither a regular file nor a directory")
 }
 
-// octal reads a number of a tar header as every reader of tar does, or gives -1.
-func octal(field []byte) int64 {
-	digits := strings.Trim(string(field), " \x00")
-	var n int64
-	for _, c := range digits {
-		if c < '0' || c > '7' || n > 1<<40 {
-			return -1
+// safe says whether a name leads nowhere but into the archive, and no part of it is too long.
+func safe(name string) bool {
+	for part := range strings.SplitSeq(name, "/") {
+		if part == ".." || len(part) > MaxName {
+			return false
 		}
-		n = n<<3 + int64(c-'0')
 	}
-	return n
+	return fs.ValidPath(path.Clean(name))
+}
+
+// A plainHeader is what the headers of an entry say, read in the plainest way.
+type plainHeader struct {
+	name, link string
+	size       int64
+}
+
+// plainly reads the headers of an entry. odd says what in them is read differently
+// by different readers: GNU tar, BSD tar, those of Python, Rust and Go.
+func plainly(raw []byte) (p plainHeader, odd string) {
+	extensions := ""
+	var records map[string]string
+	for {
+		if len(raw) < 512 {
+			return p, "a header that is not whole"
+		}
+		block := raw[:512]
+		for _, field := range [][2]int{{100, 108}, {108, 116}, {116, 124}, {124, 136}, {136, 148}} { // mode, uid, gid, size, mtime
+			if _, ok := number(block[field[0]:field[1]]); !ok {
+				return p, "a malformed number in its header"
+			}
+		}
+		p.size, _ = number(block[124:136])
+		flag := block[156]
+		if !strings.ContainsRune("xgLK", rune(flag)) {
+			if len(raw) != 512 {
+				return p, "an extension header of another size than it says"
+			}
+			break
+		}
+		if extensions += string(rune(flag)); !strings.Contains(" x g L K LK KL ", " "+extensions+" ") {
+			return p, "extension headers upon each other"
+		}
+		if p.size > int64(len(raw)-512) {
+			return p, "an extension header of another size than it says"
+		}
+		data := raw[512 : 512+p.size]
+		raw = raw[min(int64(len(raw)), 512+(p.size+511)&^511):]
+		text, _, _ := strings.Cut(string(data), "\x00")
+		switch flag {
+		case 'L':
+			p.name = text
+		case 'K':
+			p.link = text
+		default:
+			if records, odd = parseRecords(string(data)); odd != "" {
+				return p, odd
+			}
+		}
+		if flag != 'x' && flag != 'g' && text == "" {
+			return p, "an extension header that says nothing"
+		}
+		if flag == 'g' {
+			if _, comment := records["comment"]; len(records) > 1 || len(records) == 1 && !comment || len(raw) > 0 {
+				return p, "a global extended header that is more than a comment"
+			}
+			return p, ""
+		}
+	}
+	return p, p.finish(raw, records)
+}
+
+// finish takes from the last header what no extension header has given.
+func (p *plainHeader) finish(block []byte, records map[string]string) (odd string) {
+	text := func(from, to int) string {
+		s, _, _ := strings.Cut(string(block[from:to]), "\x00")
+		return s
+	}
+	if string(block[508:512]) == "tar\x00" {
+		return "a header of star's own format"
+	}
+	if p.name == "" {
+		p.name = text(0, 100)
+		if dir := text(345, 500); dir != "" && string(block[257:263]) == "ustar\x00" {
+			p.name = dir + "/" + p.name
+		}
+	}
+	if p.link == "" {
+		p.link = text(157, 257)
+	}
+	if name, ok := records["path"]; ok {
+		p.name = name
+	}
+	if link, ok := records["linkpath"]; ok {
+		p.link = link
+	}
+	if size, ok := records["size"]; ok {
+		n, err := strconv.ParseInt(size, 10, 64)
+		if err != nil {
+			return "a malformed extended header"
+		}
+		p.size = n
+	}
+	return ""
+}
+
+// parseRecords reads the records of an extended header (POSIX.1-2024, pax, "pax
+// Extended Header"), of which those that archive/tar and GNU tar heed must be well-formed, too.
+func parseRecords(text string) (records map[string]string, odd string) {
+	records = map[string]string{}
+	for text != "" {
+		digits, _, _ := strings.Cut(text, " ")
+		n, err := strconv.ParseUint(digits, 10, 31)
+		if err != nil || int(n) > len(text) || int(n) < len(digits)+4 || text[n-1] != '\n' {
+			return nil, "a malformed extended header"
+		}
+		key, value, ok := strings.Cut(text[len(digits)+1:n-1], "=")
+		if text = text[n:]; !ok || key == "" || key[0] == ' ' {
+			return nil, "a malformed extended header"
+		}
+		form, heeded := recordForms[key]
+		switch {
+		case strings.HasPrefix(key, "GNU."): // sparse files, whose holes a few bytes can make as large as they like, and parts of files
+			return nil, "a sparse file, or another extension of GNU's own"
+		case heeded && !form.MatchString(value):
+			return nil, "a malformed extended header"
+		}
+		records[key] = value
+	}
+	return records, ""
+}
+
+var (
+	idForm   = regexp.MustCompile(`^[0-9]{1,9}$`)
+	timeForm = regexp.MustCompile(`^-?[0-9]{1,18}(\.[0-9]*)?$`)
+	nameForm = regexp.MustCompile(`^[^\x00]+$`)
+
+	recordForms = map[string]*regexp.Regexp{
+		"path": nameForm, "linkpath": nameForm, "size": regexp.MustCompile(`^[0-9]{1,18}$`),
+		"uid": idForm, "gid": idForm, "mtime": timeForm, "atime": timeForm, "ctime": timeForm,
+	}
+)
+
+// number reads a number of a tar header that every reader reads in the same way: in
+// octal, after spaces and before a space or NUL, or in base 256; a field of NULs
+// is 0. It has to fit 63 bits.
+func number(field []byte) (n int64, ok bool) {
+	if field[0] == 0x80 {
+		for _, c := range field[1:] {
+			if n >= 1<<55 {
+				return 0, false
+			}
+			n = n<<8 + int64(c)
+		}
+		return n, true
+	}
+	if len(bytes.Trim(field, "\x00")) == 0 {
+		return 0, true
+	}
+	digits := bytes.TrimLeft(field, " ")
+	if i := bytes.IndexAny(digits, " \x00"); i >= 0 {
+		digits = digits[:i]
+	}
+	u, err := strconv.ParseUint(string(digits), 8, 63)
+	return int64(u), err == nil
 }
 
 // tail watches what an archive is read from: its headers, and what it ends with.

@@ -54,7 +54,7 @@ func (a *archiveFlags) add(flags *pflag.FlagSet) {
 	flags.StringVarP(&a.app, "app", "a", "", "the `app` to make (default: the file's name without .tar and the like)")
 	flags.StringVar(&a.onExist, "on-exist", "add", "`how` to deal with an app that is there: add new tags to it, merge (tags that are there move), or fail")
 	flags.BoolVar(&a.keepAll, "keep-all", false, "keep platforms that are listed and not there, attestations, and Docker's media types")
-	flags.BoolVar(&a.compress, "compress", false, "compress the layers of what docker save made by gzip")
+	flags.BoolVar(&a.compress, "compress", false, "compress by gzip the layers of what podman save, or docker save before 25, made")
 }
 
 // check is about the words, once file is known.

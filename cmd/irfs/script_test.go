@@ -31,7 +31,8 @@ import (
 //	need WORD...          skip without these: tools, fuse, root; with IRFS_TEST_NO_SKIP=1 fail
 //	sh, bash, dash 'TEXT' run TEXT in that shell
 //	[!] holds FILE LINE   the file holds exactly this line
-//	sample NAME PATH      write one of the layouts of samples_test.go to a directory, or an archive, PATH.tar
+//	sample NAME PATH      write one of the layouts of samples_test.go to a directory, or an archive, PATH.tar;
+//	                      or one of the archives of archives_test.go
 //	unmount DIR           irfs umount DIR, once nobody uses it
 //	waitfor 'TEXT'        repeat TEXT, in sh, until it succeeds, for ten seconds at most
 //
@@ -283,18 +284,23 @@ func waitFor(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func writeSample(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 2 || samples[args[0]] == nil {
+	if neg || len(args) != 2 || samples[args[0]] == nil && archives[args[0]] == nil {
 		ts.Fatalf("usage: sample NAME DIRECTORY|FILE.tar")
 	}
 	l := sample.New()
-	samples[args[0]](l)
 	name := ts.MkAbs(args[1])
-	if !strings.HasSuffix(name, ".tar") {
-		ts.Check(l.WriteDir(name))
-		return
-	}
 	var b bytes.Buffer
-	ts.Check(l.WriteTar(&b))
+	switch build := archives[args[0]]; {
+	case build != nil:
+		ts.Check(build(l).WriteTar(&b))
+	default:
+		samples[args[0]](l)
+		if !strings.HasSuffix(name, ".tar") {
+			ts.Check(l.WriteDir(name))
+			return
+		}
+		ts.Check(l.WriteTar(&b))
+	}
 	ts.Check(os.MkdirAll(filepath.Dir(name), 0o755))
 	ts.Check(os.WriteFile(name, b.Bytes(), 0o644))
 }
