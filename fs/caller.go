@@ -89,25 +89,42 @@ func listAs(ctx context.Context, c Caller, notOn uint64, name string) (list []st
 // errView: it cannot be known what the caller may do. EACCES.
 var errView = errors.New("unknown caller")
 
-// as runs do on a thread that has the caller's rights.
+// as runs do on a thread that sees what the caller sees, with the caller's rights.
 func as(ctx context.Context, c Caller, do func(*view) error) error {
 	view, err := viewOf(c)
 	if err != nil {
 		return err
 	}
-	done := make(chan error, 1)
-	go func() {
+	return onThread(ctx, func() error {
 		defer view.close()
-		// The thread takes on the caller's identity for good: it is never
-		// unlocked, and so ends with this goroutine.
-		runtime.LockOSThread()
 		if !view.own {
 			if err := view.become(); err != nil {
-				done <- err
-				return
+				return err
 			}
 		}
-		done <- do(view)
+		return do(view)
+	})
+}
+
+// run runs do on a thread that has these rights.
+func (c credentials) run(ctx context.Context, do func() error) error {
+	return onThread(ctx, func() error {
+		if !c.own {
+			if err := c.take(); err != nil {
+				return err
+			}
+		}
+		return do()
+	})
+}
+
+// onThread runs do on a thread of its own, which may take on another identity for
+// good: it is never unlocked, and so ends with the goroutine.
+func onThread(ctx context.Context, do func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		done <- do()
 	}()
 	select {
 	case err := <-done:
@@ -133,70 +150,86 @@ func tooLarge(name string, size int64) error {
 // A view is what decides which file a path means to a process, and whether it
 // may open it.
 type view struct {
+	credentials
+	root, cwd int
+}
+
+// credentials are what a process may do, as it was when it was looked at.
+type credentials struct {
 	Caller
-	root, cwd    int
 	groups       []uint32
 	capabilities uint64 // effective
-	// own: this process has no privileges, and opens for its own user only.
+	// own: this process has no privileges, and acts for its own user only.
 	own bool
 }
 
-func viewOf(c Caller) (*view, error) {
+func credentialsOf(c Caller) (credentials, error) {
+	cr := credentials{Caller: c, own: os.Geteuid() != 0}
 	if c.PID == 0 {
-		return nil, &fault{errView, "the caller is in another pid namespace, so nobody knows what it may do"}
+		return cr, &fault{errView, "the caller is in another pid namespace, so nobody knows what it may do"}
+	}
+	if cr.own && c.UID != uint32(os.Geteuid()) {
+		return cr, &fault{errView, "this mount's process has no right to act for another user"}
 	}
 	proc := fmt.Sprintf("/proc/%d/", c.PID)
-	gone := func(err error) error {
-		return &fault{errView, fmt.Sprintf("the caller's root and working directory cannot be seen (%v)", err)}
-	}
-	v := &view{Caller: c, root: -1, cwd: -1, own: os.Geteuid() != 0}
-	if v.own && c.UID != uint32(os.Geteuid()) {
-		return nil, &fault{errView, "this mount's process has no right to act for another user"}
-	}
-	var err error
-	if v.root, err = unix.Open(proc+"root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
-		return nil, gone(err)
-	}
-	if v.cwd, err = unix.Open(proc+"cwd", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
-		v.close()
-		return nil, gone(err)
-	}
 	status, err := os.ReadFile(proc + "status")
 	if err != nil {
-		v.close()
-		return nil, gone(err)
+		return cr, unseen(err)
 	}
 	for line := range strings.Lines(string(status)) {
 		if list, ok := strings.CutPrefix(line, "Groups:"); ok {
 			for _, g := range strings.Fields(list) {
 				if id, err := strconv.ParseUint(g, 10, 32); err == nil {
-					v.groups = append(v.groups, uint32(id))
+					cr.groups = append(cr.groups, uint32(id))
 				}
 			}
 		}
 		if set, ok := strings.CutPrefix(line, "CapEff:"); ok {
-			v.capabilities, _ = strconv.ParseUint(strings.TrimSpace(set), 16, 64)
+			cr.capabilities, _ = strconv.ParseUint(strings.TrimSpace(set), 16, 64)
 		}
 	}
 	if !sameNamespace(proc + "ns/user") {
-		v.capabilities = 0 // those that it has count in its own namespace only
+		cr.capabilities = 0 // those that it has count in its own namespace only
 	}
-	if v.own && !(sameRoot(v.root) && sameNamespace(proc+"ns/mnt") && v.hasOurGroups()) {
+	if cr.own && !cr.hasOurGroups() {
+		return cr, &fault{errView, "the caller is in fewer groups than this mount's process"}
+	}
+	return cr, nil
+}
+
+func unseen(err error) error {
+	return &fault{errView, fmt.Sprintf("the caller's root and working directory cannot be seen (%v)", err)}
+}
+
+func viewOf(c Caller) (*view, error) {
+	cr, err := credentialsOf(c)
+	if err != nil {
+		return nil, err
+	}
+	v := &view{credentials: cr, root: -1, cwd: -1}
+	proc := fmt.Sprintf("/proc/%d/", c.PID)
+	for link, fd := range map[string]*int{"root": &v.root, "cwd": &v.cwd} {
+		if *fd, err = unix.Open(proc+link, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+			v.close()
+			return nil, unseen(err)
+		}
+	}
+	if v.own && !(sameRoot(v.root) && sameNamespace(proc+"ns/mnt")) {
 		v.close()
-		return nil, &fault{errView, "the caller has another root directory, or fewer groups, than this mount's process"}
+		return nil, &fault{errView, "the caller has another root directory than this mount's process"}
 	}
 	return v, nil
 }
 
 // hasOurGroups says whether the caller is in every group that this process is
 // in, so that opening a file here lends it no right.
-func (v *view) hasOurGroups() bool {
+func (c *credentials) hasOurGroups() bool {
 	ours, err := os.Getgroups()
 	if err != nil {
 		return false
 	}
 	for _, g := range append(ours, os.Getegid()) {
-		if uint32(g) != v.GID && !slices.Contains(v.groups, uint32(g)) {
+		if uint32(g) != c.GID && !slices.Contains(c.groups, uint32(g)) {
 			return false
 		}
 	}
@@ -278,10 +311,7 @@ func (v *view) openat2(name string, flags int) (int, error) {
 	}
 }
 
-// become gives the thread the caller's root, working directory, groups and
-// file system ids. With a user id other than 0 the kernel also takes from it
-// the capabilities that override file permissions (capabilities(7)). Raw
-// calls, for those of package syscall act on every thread.
+// become gives the thread the caller's root and working directory, and its rights.
 func (v *view) become() error {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return err
@@ -289,34 +319,42 @@ func (v *view) become() error {
 	if err := errors.Join(unix.Fchdir(v.root), unix.Chroot("."), unix.Fchdir(v.cwd)); err != nil {
 		return err
 	}
+	return v.take()
+}
+
+// take gives the thread these groups and file system ids. With a user id other
+// than 0 the kernel also takes from it the capabilities that override file
+// permissions (capabilities(7)). Raw calls, for those of package syscall act on every
+// thread.
+func (c *credentials) take() error {
 	var groups unsafe.Pointer
-	if len(v.groups) > 0 {
-		groups = unsafe.Pointer(&v.groups[0])
+	if len(c.groups) > 0 {
+		groups = unsafe.Pointer(&c.groups[0])
 	}
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(v.groups)), uintptr(groups), 0); errno != 0 {
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(c.groups)), uintptr(groups), 0); errno != 0 {
 		return errno
 	}
-	unix.RawSyscall(unix.SYS_SETFSGID, uintptr(v.GID), 0, 0)
-	unix.RawSyscall(unix.SYS_SETFSUID, uintptr(v.UID), 0, 0)
+	unix.RawSyscall(unix.SYS_SETFSGID, uintptr(c.GID), 0, 0)
+	unix.RawSyscall(unix.SYS_SETFSUID, uintptr(c.UID), 0, 0)
 	// Neither says whether it worked; asking with an impossible id does.
-	if id, _, _ := unix.RawSyscall(unix.SYS_SETFSUID, ^uintptr(0), 0, 0); uint32(id) != v.UID {
+	if id, _, _ := unix.RawSyscall(unix.SYS_SETFSUID, ^uintptr(0), 0, 0); uint32(id) != c.UID {
 		return unix.EPERM
 	}
-	if id, _, _ := unix.RawSyscall(unix.SYS_SETFSGID, ^uintptr(0), 0, 0); uint32(id) != v.GID {
+	if id, _, _ := unix.RawSyscall(unix.SYS_SETFSGID, ^uintptr(0), 0, 0); uint32(id) != c.GID {
 		return unix.EPERM
 	}
-	return v.drop()
+	return c.drop()
 }
 
 // drop leaves the thread no capability that the caller has not: a user id of 0
 // alone, as in a container, does not override permissions.
-func (v *view) drop() error {
+func (c *credentials) drop() error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var sets [2]unix.CapUserData
 	if err := unix.Capget(&header, &sets[0]); err != nil {
 		return err
 	}
-	sets[0].Effective &= uint32(v.capabilities)
-	sets[1].Effective &= uint32(v.capabilities >> 32)
+	sets[0].Effective &= uint32(c.capabilities)
+	sets[1].Effective &= uint32(c.capabilities >> 32)
 	return unix.Capset(&header, &sets[0])
 }

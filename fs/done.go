@@ -76,6 +76,16 @@ func (r *receipts) remove(app string) bool {
 	return was
 }
 
+// removeOf removes the receipt of an app for who begins another import of it. That
+// of somebody else is not his to remove.
+func (r *receipts) removeOf(app string, uid uint32) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if one := r.of[app]; one != nil && (uid == 0 || uid == one.owner.UID) {
+		delete(r.of, app)
+	}
+}
+
 func (r *receipts) get(app string) *receipt {
 	r.mu.Lock()
 	defer r.mu.Unlock()

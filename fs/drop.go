@@ -59,22 +59,28 @@ const sweepEvery = time.Second
 // sweep forgets the files whose time is over. d.mu is held.
 func (d *drops) sweep() {
 	if time.Since(d.swept) >= sweepEvery {
-		d.swept = time.Now()
 		d.count()
 	}
+}
+
+func (d *drops) sweepNow() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.count()
 }
 
 // count forgets the files whose time is over, and counts those that have an
 // archive in them, or will have: all but the receipts. d.mu is held.
 func (d *drops) count() (open int) {
+	d.swept = time.Now()
 	for name, f := range d.files {
 		f.mu.Lock()
-		if !f.busy && f.handles == 0 && !f.expires.IsZero() && time.Now().After(f.expires) {
+		publishing := f.attempt != nil && f.attempt.publishing
+		if !publishing && f.handles == 0 && !f.expires.IsZero() && time.Now().After(f.expires) {
 			delete(d.files, name)
-			d.discards.Go(f.discard) // not here: it may wait
+			d.discards.Go(f.attempt.discard) // not here: it may wait
 			f.ForgetPersistent()
-		}
-		if !f.receipt {
+		} else if f.isWaiting() {
 			open++
 		}
 		f.mu.Unlock()
@@ -89,7 +95,7 @@ func (d *drops) close() {
 	d.files = map[string]*dropFile{}
 	d.mu.Unlock()
 	for _, f := range files {
-		f.discard()
+		f.attempt.discard()
 	}
 	d.discards.Wait()
 	d.mounted.tree.Registry.StopReceiving()
@@ -183,10 +189,12 @@ func (n *dropDir) fill(out *fuse.Attr) {
 	out.Mode = syscall.S_IFDIR | n.mode
 }
 
-// Setattr takes a mode and times, as tools set them that copy a tree.
+// Setattr takes a mode and times, as tools set them that copy a tree. An owner
+// means nothing here, and import/ itself stays as the registry is; but no tool is
+// told off for that.
 func (n *dropDir) Setattr(ctx context.Context, h gofs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
-	if n.name == "" || in.Valid&(fuse.FATTR_UID|fuse.FATTR_GID) != 0 {
-		return n.refusing.Setattr(ctx, h, in, out)
+	if n.name == "" {
+		return n.Getattr(ctx, h, out)
 	}
 	n.mu.Lock()
 	if mode, ok := in.GetMode(); ok {
@@ -294,7 +302,7 @@ func (n *dropDir) Rmdir(_ context.Context, name string) syscall.Errno {
 	return 0
 }
 
-func (n *dropDir) Create(ctx context.Context, name string, _ uint32, mode uint32, out *fuse.EntryOut) (*gofs.Inode, gofs.FileHandle, uint32, syscall.Errno) {
+func (n *dropDir) Create(ctx context.Context, name string, flags uint32, mode uint32, out *fuse.EntryOut) (*gofs.Inode, gofs.FileHandle, uint32, syscall.Errno) {
 	d := n.m.drops
 	at := path.Join(n.name, name)
 	if err := d.checkName(at); err != nil {
@@ -309,7 +317,7 @@ func (n *dropDir) Create(ctx context.Context, name string, _ uint32, mode uint32
 	case full:
 		return nil, nil, 0, d.refuse(ctx, at, &fault{syscall.EDQUOT, fmt.Sprintf("import/ holds %d files already that were not taken in; remove some, or wait", maxDrops)})
 	}
-	f := &dropFile{refusing: refusing{n.m, path.Join(n.path, name)}, name: at, owner: callerOf(ctx), mode: mode & 0o777, mtime: time.Now()}
+	f := &dropFile{refusing: refusing{n.m, path.Join(n.path, name)}, owner: callerOf(ctx), name: at, mode: mode & 0o777, mtime: time.Now()}
 	inode := n.NewPersistentInode(ctx, f, gofs.StableAttr{Mode: syscall.S_IFREG, Ino: ino})
 	d.mu.Lock()
 	if d.files[at] != nil { // another one was faster
@@ -320,7 +328,7 @@ func (n *dropDir) Create(ctx context.Context, name string, _ uint32, mode uint32
 	d.files[at] = f
 	d.mu.Unlock()
 	f.fill(&out.Attr)
-	return inode, f.handle(ctx), fuse.FOPEN_DIRECT_IO, 0
+	return inode, f.handle(ctx, flags), fuse.FOPEN_DIRECT_IO, 0
 }
 
 func (n *dropDir) Unlink(_ context.Context, name string) syscall.Errno {
@@ -339,21 +347,6 @@ func (n *dropDir) Unlink(_ context.Context, name string) syscall.Errno {
 		delete(d.files, at)
 	}
 	return 0
-}
-
-// unlink takes the file's name from it, if it is not being taken in.
-func (f *dropFile) unlink() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.busy {
-		return false
-	}
-	f.unlinked = true
-	if f.handles == 0 {
-		f.m.drops.discards.Go(f.discard)
-	}
-	f.ForgetPersistent()
-	return true
 }
 
 // Rename is the last step of tools that write to a name with a leading dot: it
@@ -375,6 +368,9 @@ func (n *dropDir) Rename(ctx context.Context, name string, to gofs.InodeEmbedder
 	}
 	if dir.isDir(toAt) {
 		return syscall.EISDIR
+	}
+	if old := d.find(toAt); old != nil && !old.replaceable() {
+		return syscall.EBUSY
 	}
 	if !staged(toAt) {
 		if errno := f.takeInAs(ctx, toAt); errno != 0 {
@@ -402,14 +398,15 @@ func (n *dropDir) isDir(at string) bool {
 	return d.dirs[at] != nil || at == doneName
 }
 
-// publish makes an app of what was staged, or adds it to the app that is there, if
-// the caller may: import/ only says who may make new ones in the registry itself.
-func (d *drops) publish(ctx context.Context, app string, staged *layout.Staged) (imported []layout.Imported, outcome string, err error) {
-	defer staged.Discard()
-	caller := callerOf(ctx)
-	reg := d.mounted.tree.Registry
+// A right says, by an error, that somebody may not make files in a directory of
+// the registry.
+type right func(ctx context.Context, reg *layout.Registry, dir string) error
+
+// publish makes an app of what was staged, or adds it to the app that is there, for
+// one who may: import/ only says who may make new ones in the registry itself.
+func (d *drops) publish(ctx context.Context, app string, staged *layout.Staged, may right) (imported []layout.Imported, outcome string, err error) {
 	staged.May = func(dir string) error {
-		err := as(ctx, caller, func(*view) error { return reg.MayChange(dir) })
+		err := may(ctx, d.mounted.tree.Registry, dir)
 		switch {
 		case err == nil:
 			return nil

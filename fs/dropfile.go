@@ -21,24 +21,15 @@ import (
 type dropFile struct {
 	gofs.Inode
 	refusing
-	owner Caller // who created it
 
-	// io is held by who works on arrival, mu for moments only: lookup and stat
-	// want it, and whoever waits for those cannot be killed.
-	io      sync.Mutex
-	arrival *layout.Arrival // nil before the first write, and once it is over
-
+	// mu is held for moments only: lookup and stat want it, and whoever waits for
+	// those cannot be killed.
 	mu       sync.Mutex
-	busy     bool   // it is being taken in
+	owner    Caller // who created it
 	name     string // its path below import/
-	size     int64
-	written  bool
-	failed   error // why the archive came to nothing
-	receipt  bool  // it was taken in
-	unlinked bool
-	told     bool // the log says what became of it
-	taken    int  // how often it was taken in
+	attempt  *attempt
 	handles  int
+	unlinked bool
 	mode     uint32
 	mtime    time.Time
 	expires  time.Time
@@ -56,34 +47,99 @@ var (
 	_ gofs.NodeReleaser  = (*dropFile)(nil)
 )
 
-// A dropHandle is an open file in import/.
-type dropHandle struct {
-	process int // who opened it
-	taken   int // how often it had been taken in by then
+// An attempt is one archive, which one open handle writes, and what comes of it.
+// While it goes on nobody else may write to the file.
+type attempt struct {
+	file *dropFile
+	by   *dropHandle
+
+	// turn is held by who works on what follows.
+	turn    chan struct{}
+	arrival *layout.Arrival // nil before the first write, and once it is over
+
+	// These are guarded by file.mu.
+	size       int64
+	written    bool
+	closed     bool // by its opener, since the last write
+	publishing bool
+	told       bool // the log says that it is not complete
+	over       bool
+	err        error // why it came to nothing, once it is over
 }
 
-func (f *dropFile) handle(ctx context.Context) *dropHandle {
+// enter waits for the turn.
+func (a *attempt) enter(ctx context.Context) error {
+	select {
+	case a.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (a *attempt) leave() { <-a.turn }
+
+// receipt says that it was taken in. file.mu is held.
+func (a *attempt) receipt() bool { return a != nil && a.over && a.err == nil }
+
+// end notes what came of it. Its turn is held.
+func (a *attempt) end(uid uint32, name, outcome string, err error) {
+	a.free()
+	f := a.file
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a.over, a.err = true, err
+	if err == nil {
+		f.expires = time.Now().Add(receiptFor)
+	}
+	if err != errIncomplete || !a.told { // it says so already
+		f.m.drops.log(uid, name, outcome)
+	}
+}
+
+// free frees what was written. Its turn is held.
+func (a *attempt) free() {
+	if a.arrival != nil {
+		a.arrival.Abort()
+		a.arrival = nil
+	}
+}
+
+// discard frees what was written, once nobody works on it.
+func (a *attempt) discard() {
+	if a != nil && a.enter(context.Background()) == nil {
+		a.free()
+		a.leave()
+	}
+}
+
+// A dropHandle is an open file in import/. What is imported through it is
+// imported by who opened it, with the rights that he had then: whoever else
+// has, or gets, a copy of the descriptor lends it none.
+type dropHandle struct {
+	caller   Caller
+	process  int
+	rights   credentials
+	rightErr error // why rights are not known
+	writes   bool
+	attempt  *attempt // the last that it wrote; guarded by the file's mu
+}
+
+func (f *dropFile) handle(ctx context.Context, flags uint32) *dropHandle {
+	h := &dropHandle{caller: callerOf(ctx), process: process(pidOf(ctx)), writes: flags&syscall.O_ACCMODE != syscall.O_RDONLY}
+	if h.writes {
+		h.rights, h.rightErr = credentialsOf(h.caller)
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.handles++
-	return &dropHandle{process(pidOf(ctx)), f.taken}
+	return h
 }
 
-// begin makes the file busy, if it is not; end is its opposite.
-func (f *dropFile) begin() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.busy {
-		return false
-	}
-	f.busy = true
-	return true
-}
-
-func (f *dropFile) end() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.busy = false
+// opened says whether who asks now is who opened the file.
+func (h *dropHandle) opened(ctx context.Context) bool {
+	c := callerOf(ctx)
+	return c.UID == h.caller.UID && c.GID == h.caller.GID
 }
 
 // process gives the process that a thread belongs to: FUSE reports threads.
@@ -103,13 +159,16 @@ func process(thread uint32) int {
 func (f *dropFile) fill(out *fuse.Attr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	item := &Item{UID: f.owner.UID, GID: f.owner.GID, Size: f.size, Mtime: f.mtime.UnixNano()}
+	item := &Item{UID: f.owner.UID, GID: f.owner.GID, Mtime: f.mtime.UnixNano()}
+	if f.attempt != nil {
+		item.Size = f.attempt.size
+	}
 	f.m.fill(out, item)
 	out.Mode = syscall.S_IFREG | f.mode
 }
 
-func (f *dropFile) Open(ctx context.Context, _ uint32) (gofs.FileHandle, uint32, syscall.Errno) {
-	return f.handle(ctx), fuse.FOPEN_DIRECT_IO, 0
+func (f *dropFile) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uint32, syscall.Errno) {
+	return f.handle(ctx, flags), fuse.FOPEN_DIRECT_IO, 0
 }
 
 func (f *dropFile) Getattr(_ context.Context, _ gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
@@ -117,7 +176,9 @@ func (f *dropFile) Getattr(_ context.Context, _ gofs.FileHandle, out *fuse.AttrO
 	return 0
 }
 
-func (f *dropFile) Setattr(_ context.Context, h gofs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
+// Setattr takes modes, times and sizes. Whom the app will belong to is who writes
+// it; a tool that sets an owner is not told off.
+func (f *dropFile) Setattr(ctx context.Context, h gofs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
 	f.mu.Lock()
 	if mode, ok := in.GetMode(); ok {
 		f.mode = mode & 0o777
@@ -127,7 +188,8 @@ func (f *dropFile) Setattr(_ context.Context, h gofs.FileHandle, in *fuse.SetAtt
 	}
 	f.mu.Unlock()
 	if size, ok := in.GetSize(); ok {
-		if errno := f.truncate(h, int64(size)); errno != 0 {
+		handle, _ := h.(*dropHandle)
+		if errno := f.truncate(ctx, handle, int64(size)); errno != 0 {
 			return errno
 		}
 	}
@@ -135,77 +197,100 @@ func (f *dropFile) Setattr(_ context.Context, h gofs.FileHandle, in *fuse.SetAtt
 	return 0
 }
 
-func (f *dropFile) truncate(h gofs.FileHandle, size int64) syscall.Errno {
+// truncate sets the size. 0 begins anew; for a receipt no other size matters. The
+// kernel names no handle for open(2) with O_TRUNC, nor for truncate(2).
+func (f *dropFile) truncate(ctx context.Context, h *dropHandle, size int64) syscall.Errno {
 	f.mu.Lock()
-	receipt := f.receipt
-	f.mu.Unlock()
-	if receipt && size != 0 {
-		return 0
+	a := f.attempt
+	nothing := size != 0 && a.receipt() || size == 0 && (a == nil || !a.written && !a.over)
+	idle := a == nil || a.over || a.closed && !a.publishing
+	if !nothing && h == nil && size == 0 && idle {
+		f.m.drops.discards.Go(a.discard)
+		f.attempt, f.expires, nothing = nil, time.Time{}, true
 	}
-	return f.change(h, size == 0, func(a *layout.Arrival) error { return a.Truncate(size) })
+	f.mu.Unlock()
+	switch {
+	case nothing:
+		return 0
+	case h == nil:
+		return syscall.EBUSY
+	}
+	return f.write(ctx, h, size == 0, func(ctx context.Context, a *layout.Arrival) error {
+		if size == 0 {
+			return nil
+		}
+		return a.Truncate(size)
+	})
 }
 
-// change has a change made to the archive that is arriving. Where the last one is
-// over, or with anew, another one begins. It answers EINVAL to one who had the
-// file open before the last one was taken in.
-func (f *dropFile) change(h gofs.FileHandle, anew bool, do func(*layout.Arrival) error) syscall.Errno {
-	f.mu.Lock()
-	handle, _ := h.(*dropHandle)
-	switch {
-	case f.busy:
-		f.mu.Unlock()
-		return syscall.EBUSY
-	case f.receipt && handle != nil && handle.taken != f.taken:
-		f.mu.Unlock()
-		return syscall.EINVAL
-	}
-	anew = anew || f.receipt
-	if anew {
-		f.size, f.written, f.failed, f.receipt, f.told, f.expires = 0, false, nil, false, false, time.Time{}
-	}
-	failed, name, taken := f.failed, f.name, f.taken
-	f.mu.Unlock()
-	if failed != nil {
-		return errnoOf(failed)
-	}
-
-	f.io.Lock()
-	defer f.io.Unlock()
-	f.mu.Lock()
-	late := f.taken != taken
-	f.mu.Unlock()
-	if late { // it was taken in meanwhile
-		return syscall.EINVAL
-	}
-	if anew && f.arrival != nil {
-		f.arrival.Abort()
-		f.arrival = nil
-	}
-	if f.arrival == nil {
-		in := layout.Intake{Owner: layout.Owner{UID: int(f.owner.UID), GID: int(f.owner.GID)}}
-		if !staged(name) {
-			in.App = appOf(name)
-			f.m.drops.done.remove(in.App)
-		}
-		f.arrival = f.m.tree.Registry.Receive(in)
-	}
-	err := do(f.arrival)
+// begin gives the attempt that a handle writes: its own, or with anew, or if it
+// has none, another one, if no other is under way.
+func (f *dropFile) begin(h *dropHandle, anew bool) (*attempt, syscall.Errno) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.size = f.arrival.Size()
-	if err != nil {
-		f.failed = err
-		f.tell(f.owner.UID, name, err.Error())
+	a := f.attempt
+	if a != nil && a.by == h && !anew {
+		if a.receipt() {
+			return nil, syscall.EINVAL
+		}
+		return a, errnoOf(a.err)
 	}
-	return errnoOf(err)
+	switch {
+	case h.attempt != nil && !anew: // another one has begun since
+		return nil, syscall.EINVAL
+	case a != nil && a.closed && !a.over && !anew && staged(f.name): // it goes on, before its rename
+		a.by, h.attempt = h, a
+		return a, 0
+	case a != nil && (a.publishing || a.by != h && !a.over && !a.closed):
+		return nil, syscall.EBUSY
+	}
+	if a != nil {
+		f.m.drops.discards.Go(a.discard)
+	}
+	f.attempt = &attempt{file: f, by: h, turn: make(chan struct{}, 1)}
+	h.attempt, f.expires = f.attempt, time.Time{}
+	return f.attempt, 0
 }
 
-// tell logs what became of an archive, once. f.mu is held.
-func (f *dropFile) tell(uid uint32, name, outcome string) {
-	if !f.told {
-		f.m.drops.log(uid, name, outcome)
+// write has something done to the archive that a handle writes.
+func (f *dropFile) write(ctx context.Context, h *dropHandle, anew bool, do func(context.Context, *layout.Arrival) error) syscall.Errno {
+	a, errno := f.begin(h, anew)
+	if errno != 0 || a == nil {
+		return errno
 	}
-	f.told = true
+	ctx, stop := steadfast(ctx, pidOf(ctx))
+	defer stop()
+	if err := a.enter(ctx); err != nil {
+		return errnoOf(err)
+	}
+	defer a.leave()
+	f.mu.Lock()
+	over, err, name := a.over, a.err, f.name
+	f.mu.Unlock()
+	switch {
+	case over && err == nil: // it was taken in meanwhile
+		return syscall.EINVAL
+	case over:
+		return errnoOf(err)
+	}
+	if a.arrival == nil {
+		in := layout.Intake{Owner: layout.Owner{UID: int(h.caller.UID), GID: int(h.caller.GID)}}
+		if !staged(name) {
+			in.App = appOf(name)
+			f.m.drops.done.removeOf(in.App, h.caller.UID)
+		}
+		a.arrival = f.m.tree.Registry.Receive(in)
+	}
+	err = do(ctx, a.arrival)
+	size := a.arrival.Size()
+	if err != nil {
+		a.end(h.caller.UID, name, inWords(err), err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a.size, a.written, a.closed = size, a.written || size > 0, false
+	f.mtime = time.Now()
+	return errnoOf(err)
 }
 
 // Read: what was taken in is not a file any more.
@@ -213,37 +298,38 @@ func (f *dropFile) Read(context.Context, gofs.FileHandle, []byte, int64) (fuse.R
 	return nil, syscall.EPERM
 }
 
-func (f *dropFile) Write(_ context.Context, h gofs.FileHandle, data []byte, off int64) (uint32, syscall.Errno) {
-	f.mu.Lock()
-	over := f.receipt && !f.busy && h.(*dropHandle).taken != f.taken
-	f.mu.Unlock()
-	if over && len(bytes.Trim(data, "\x00")) == 0 {
-		return uint32(len(data)), 0 // padding after the archive's end
+func (f *dropFile) Write(ctx context.Context, h gofs.FileHandle, data []byte, off int64) (uint32, syscall.Errno) {
+	handle := h.(*dropHandle)
+	if !handle.opened(ctx) {
+		f.m.drops.log(callerOf(ctx).UID, strings.TrimPrefix(f.path, "import/"), "refused: the file was opened by another user")
+		return 0, errnoOf(errCaller)
 	}
-	errno := f.change(h, false, func(a *layout.Arrival) error {
-		_, err := a.WriteAt(data, off)
+	f.mu.Lock()
+	padding := handle.attempt.receipt() && len(bytes.Trim(data, "\x00")) == 0 // after the archive's end
+	f.mu.Unlock()
+	if padding {
+		return uint32(len(data)), 0
+	}
+	errno := f.write(ctx, handle, false, func(ctx context.Context, a *layout.Arrival) error {
+		_, err := a.WriteAt(ctx, data, off)
 		return err
 	})
 	if errno != 0 {
 		return 0, errno
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.written = true
-	f.mtime = time.Now()
 	return uint32(len(data)), 0
 }
 
-func (f *dropFile) Allocate(_ context.Context, h gofs.FileHandle, off, size uint64, mode uint32) syscall.Errno {
+func (f *dropFile) Allocate(ctx context.Context, h gofs.FileHandle, off, size uint64, mode uint32) syscall.Errno {
 	const keepSize = 1
 	if mode&^keepSize != 0 {
 		return syscall.EOPNOTSUPP
 	}
 	f.mu.Lock()
-	grows := int64(off+size) > f.size
+	grows := f.attempt == nil || int64(off+size) > f.attempt.size
 	f.mu.Unlock()
 	if mode&keepSize == 0 && grows {
-		return f.truncate(h, int64(off+size))
+		return f.truncate(ctx, h.(*dropHandle), int64(off+size))
 	}
 	return 0
 }
@@ -252,127 +338,249 @@ func (f *dropFile) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno 
 	return f.m.statfs(out)
 }
 
-func (f *dropFile) Fsync(context.Context, gofs.FileHandle, uint32) syscall.Errno { return 0 }
+// Fsync takes in what is complete. What is not cannot be durable yet.
+func (f *dropFile) Fsync(ctx context.Context, h gofs.FileHandle, _ uint32) syscall.Errno {
+	return f.close(ctx, h, func(*dropHandle) bool { return false })
+}
 
 // Flush comes with every close of a descriptor, from whichever process. An
 // archive that is complete by then is taken in, and how that went is what
 // close returns.
 func (f *dropFile) Flush(ctx context.Context, h gofs.FileHandle) syscall.Errno {
-	f.mu.Lock()
-	name := f.name
-	idle := f.receipt || !f.written && f.failed == nil || f.unlinked || f.busy || staged(name)
-	f.busy = f.busy || !idle
-	f.mu.Unlock()
-	if idle {
+	return f.close(ctx, h, func(h *dropHandle) bool { return process(pidOf(ctx)) == h.process })
+}
+
+// close takes in the archive that a handle wrote, if it is complete; if it is not, that
+// is an error for who closes it for good.
+func (f *dropFile) close(ctx context.Context, h gofs.FileHandle, forGood func(*dropHandle) bool) syscall.Errno {
+	handle, _ := h.(*dropHandle)
+	if handle == nil || !handle.opened(ctx) { // a copy that somebody else has
 		return 0
 	}
-	defer f.end()
-	ctx, stop := patient(ctx, callerOf(ctx).PID)
+	f.mu.Lock()
+	a := handle.attempt
+	nothing := a == nil || !a.written && !a.over
+	f.mu.Unlock()
+	if nothing {
+		return 0
+	}
+	closing := forGood(handle)
+	ctx, stop := patient(ctx, pidOf(ctx))
 	defer stop()
-	return f.takeIn(ctx, name, process(pidOf(ctx)) == h.(*dropHandle).process)
-}
-
-// takeInAs takes the archive in under another name than it was written to.
-func (f *dropFile) takeInAs(ctx context.Context, name string) syscall.Errno {
-	if !f.begin() {
-		return syscall.EBUSY
-	}
-	defer f.end()
-	f.mu.Lock()
-	empty := f.receipt || !f.written && f.failed == nil
-	f.mu.Unlock()
-	if empty {
-		return f.m.drops.refuse(ctx, name, &fault{layout.ErrCorrupt, "archive: it is empty; nothing was imported"})
-	}
-	ctx, stop := patient(ctx, callerOf(ctx).PID)
-	defer stop()
-	return f.takeIn(ctx, name, true)
-}
-
-// takeIn makes an app of the archive, if it is complete; if it is not, that is an
-// error for who closes it for good. The file is busy.
-func (f *dropFile) takeIn(ctx context.Context, name string, closing bool) syscall.Errno {
-	f.io.Lock()
-	defer f.io.Unlock()
-	f.mu.Lock()
-	err := f.failed
-	f.mu.Unlock()
-	whole := false
-	if err == nil {
-		whole, err = f.arrival.Complete(ctx, closing)
-	}
-	switch {
-	case err == nil && !whole && !closing:
-		return 0 // a child closed its copy
-	case err == nil && !whole: // what is missing may come still
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		f.tell(callerOf(ctx).UID, name, "archive: it ends before its end-of-archive blocks; nothing was imported")
-		return errnoOf(layout.ErrCorrupt)
-	}
-	app := appOf(name)
-	var imported []layout.Imported
-	var outcome string
-	if err == nil {
-		var staged *layout.Staged
-		staged, err = f.arrival.Finish(ctx)
-		f.arrival = nil
-		if err == nil {
-			imported, outcome, err = f.m.drops.publish(ctx, app, staged)
-		}
-	}
-	f.mu.Lock()
-	if err != nil {
-		outcome = inWords(err)
-	}
-	f.tell(callerOf(ctx).UID, name, outcome)
-	if f.failed = err; err == nil {
-		f.receipt, f.expires = true, time.Now().Add(receiptFor)
-		f.taken++
-	}
-	f.mu.Unlock()
-	if err != nil {
-		f.m.drops.done.remove(app)
+	if err := a.enter(ctx); err != nil {
 		return errnoOf(err)
 	}
-	f.m.drops.done.add(app, callerOf(ctx), imported)
+	defer a.leave()
+	f.mu.Lock()
+	a.closed = a.closed || closing
+	over, err, name, unlinked := a.over, a.err, f.name, f.unlinked
+	f.mu.Unlock()
+	switch {
+	case over:
+		return errnoOf(err)
+	case staged(name) && !unlinked:
+		return 0 // until its rename
+	case unlinked && !closing:
+		return 0
+	case unlinked:
+		return a.fail(handle.caller.UID, name, &fault{syscall.ECANCELED, "its name was removed before it was complete; nothing was imported"})
+	}
+	return a.takeIn(ctx, name, closing, handle.caller, handle.may)
+}
+
+// may says, by an error, that who opened the file may not make files in a
+// directory of the registry.
+func (h *dropHandle) may(ctx context.Context, reg *layout.Registry, dir string) error {
+	if h.rightErr != nil {
+		return h.rightErr
+	}
+	return h.rights.run(ctx, func() error { return reg.MayChange(dir) })
+}
+
+// fail ends it with an error. Its turn is held.
+func (a *attempt) fail(uid uint32, name string, err error) syscall.Errno {
+	a.end(uid, name, inWords(err), err)
+	a.file.m.drops.done.removeOf(appOf(name), uid)
+	return errnoOf(err)
+}
+
+// takeIn makes an app of the archive. Its turn is held.
+func (a *attempt) takeIn(ctx context.Context, name string, closing bool, by Caller, may right) syscall.Errno {
+	f := a.file
+	if a.arrival == nil {
+		return a.fail(by.UID, name, errIncomplete)
+	}
+	whole, err := a.arrival.Complete(ctx, closing)
+	switch {
+	case err != nil:
+		return a.fail(by.UID, name, err)
+	case !whole && closing: // what is missing may come still
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		a.tell(by.UID, name)
+		return errnoOf(layout.ErrCorrupt)
+	case !whole:
+		return 0 // a child closed its copy
+	}
+	f.publish(a, true)
+	defer f.publish(a, false)
+	app := appOf(name)
+	imported, outcome, err := a.publish(ctx, app, may)
+	if err != nil {
+		return a.fail(by.UID, name, err)
+	}
+	a.end(by.UID, name, outcome, nil)
+	f.m.drops.done.add(app, by, imported)
 	f.m.expire(app, nil)
 	return 0
 }
 
-// discard frees what was written.
-func (f *dropFile) discard() {
-	f.io.Lock()
-	defer f.io.Unlock()
-	if f.arrival != nil {
-		f.arrival.Abort()
-		f.arrival = nil
+// publish ends what arrives, which is complete, and publishes it.
+func (a *attempt) publish(ctx context.Context, app string, may right) ([]layout.Imported, string, error) {
+	staged, err := a.arrival.Finish(ctx)
+	a.arrival = nil
+	if err != nil {
+		return nil, "", err
 	}
+	defer staged.Discard()
+	return a.file.m.drops.publish(ctx, app, staged, may)
 }
+
+// publish notes that an attempt is being published, or not any more.
+func (f *dropFile) publish(a *attempt, now bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a.publishing = now
+}
+
+// tell logs, once, that it is not complete. file.mu is held.
+func (a *attempt) tell(uid uint32, name string) {
+	if !a.told {
+		a.file.m.drops.log(uid, name, "archive: it ends before its end-of-archive blocks; nothing was imported")
+	}
+	a.told = true
+}
+
+// takeInAs takes in, under another name, what was written to one with a leading dot.
+func (f *dropFile) takeInAs(ctx context.Context, name string) syscall.Errno {
+	caller := callerOf(ctx)
+	f.mu.Lock()
+	a := f.attempt
+	busy := a != nil && !a.over && !a.closed && a.written
+	f.mu.Unlock()
+	if busy { // it is being written still
+		return syscall.EBUSY
+	}
+	if a == nil {
+		return f.m.drops.refuse(ctx, name, &fault{layout.ErrCorrupt, "archive: it is empty; nothing was imported"})
+	}
+	// Meanwhile the kernel lets nobody else into the directory.
+	ctx, cancel := context.WithTimeout(ctx, renameWait)
+	defer cancel()
+	waiting, stop := patient(ctx, caller.PID)
+	defer stop()
+	if err := a.enter(waiting); err != nil {
+		return syscall.EBUSY
+	}
+	defer a.leave()
+	f.mu.Lock()
+	over, err := a.over, a.err
+	f.mu.Unlock()
+	if over {
+		return errnoOf(err)
+	}
+	rights, rightErr := credentialsOf(caller)
+	h := &dropHandle{rights: rights, rightErr: rightErr}
+	errno := a.takeIn(waiting, name, true, caller, h.may)
+	if errno == syscall.EINTR && ctx.Err() == context.DeadlineExceeded {
+		errno = syscall.EBUSY
+	}
+	return errno
+}
+
+// renameWait is how long a rename waits for who holds an app.
+const renameWait = 5 * time.Second
 
 // Release is the end of an open file. What was not taken in by then is gone,
 // but for names with a leading dot, which wait for their rename.
-func (f *dropFile) Release(context.Context, gofs.FileHandle) syscall.Errno {
+func (f *dropFile) Release(ctx context.Context, h gofs.FileHandle) syscall.Errno {
+	handle := h.(*dropHandle)
+	if a := handle.attempt; a != nil && a.enter(context.Background()) == nil {
+		a.release()
+		a.leave()
+	}
 	d := f.m.drops
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.handles--
-	gone := f.handles == 0 && !f.receipt
+	waits := f.attempt != nil && (!f.attempt.over || f.attempt.err == nil)
 	switch {
-	case gone && f.unlinked:
-	case gone && staged(f.name):
-		f.expires, gone = time.Now().Add(stagedFor), false
-	case gone:
-		f.tell(f.owner.UID, f.name, "archive: closed before it was complete; nothing was imported")
+	case f.handles > 0 || waits:
+	case f.attempt == nil && staged(f.name) && !f.unlinked:
+		f.wait()
+	default:
+		if f.attempt == nil && handle.writes && !f.unlinked {
+			d.log(handle.caller.UID, f.name, errIncomplete.Error())
+		}
 		if d.files[f.name] == f {
 			delete(d.files, f.name)
 		}
 		f.ForgetPersistent()
 	}
-	f.mu.Unlock()
-	d.mu.Unlock()
-	if gone {
-		f.discard()
-	}
 	return 0
+}
+
+// release is what becomes of an archive that nobody will write to any more. Its turn is held.
+func (a *attempt) release() {
+	f := a.file
+	f.mu.Lock()
+	over, name, unlinked := a.over, f.name, f.unlinked
+	f.mu.Unlock()
+	if over {
+		return
+	}
+	if staged(name) && !unlinked { // its rename may come
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		a.closed = true
+		f.wait()
+		return
+	}
+	a.fail(a.by.caller.UID, name, errIncomplete)
+}
+
+// wait has the file wait for its rename. mu is held.
+func (f *dropFile) wait() {
+	f.expires = time.Now().Add(stagedFor)
+	time.AfterFunc(stagedFor+time.Second, f.m.drops.sweepNow)
+}
+
+// errIncomplete is of an archive whose writer is gone.
+var errIncomplete error = &fault{layout.ErrCorrupt, "archive: closed before it was complete; nothing was imported"}
+
+// isWaiting says whether it has an archive in it, or will have. f.mu is held.
+func (f *dropFile) isWaiting() bool { return !f.attempt.receipt() }
+
+// unlink takes the file's name from it, if it is not being taken in.
+func (f *dropFile) unlink() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.attempt != nil && f.attempt.publishing {
+		return false
+	}
+	f.unlinked = true
+	if f.handles == 0 {
+		f.m.drops.discards.Go(f.attempt.discard)
+	}
+	f.ForgetPersistent()
+	return true
+}
+
+// replaceable says whether another file may take its name.
+func (f *dropFile) replaceable() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.attempt == nil || f.attempt.over || f.attempt.closed && !f.attempt.publishing
 }

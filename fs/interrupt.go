@@ -15,6 +15,16 @@ import (
 // signal (FUSE_INTERRUPT), so after it the caller is looked at from time to time.
 // stop has to be called.
 func patient(ctx context.Context, pid uint32) (_ context.Context, stop func()) {
+	return until(ctx, func() bool { return interrupted(pid, false) })
+}
+
+// steadfast is patient for what cannot be done again: only the caller's death ends it.
+func steadfast(ctx context.Context, pid uint32) (_ context.Context, stop func()) {
+	return until(ctx, func() bool { return interrupted(pid, true) })
+}
+
+// until gives a context that ends once ctx has and over says so.
+func until(ctx context.Context, over func() bool) (_ context.Context, stop func()) {
 	out, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	done := make(chan struct{})
 	go func() {
@@ -24,7 +34,7 @@ func patient(ctx context.Context, pid uint32) (_ context.Context, stop func()) {
 		case <-out.Done():
 			return
 		}
-		for !interrupted(pid) {
+		for !over() {
 			select {
 			case <-time.After(50 * time.Millisecond):
 			case <-out.Done():
@@ -43,8 +53,8 @@ func patient(ctx context.Context, pid uint32) (_ context.Context, stop func()) {
 const idle = 1<<(syscall.SIGCHLD-1) | 1<<(syscall.SIGURG-1) | 1<<(syscall.SIGWINCH-1) | 1<<(syscall.SIGCONT-1)
 
 // interrupted says whether a signal waits for a thread that it would not sleep
-// through, or the thread is gone.
-func interrupted(thread uint32) bool {
+// through, or the thread is gone. With deadly, one that it catches does not count.
+func interrupted(thread uint32, deadly bool) bool {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", thread))
 	if err != nil || thread == 0 {
 		return true
@@ -53,11 +63,15 @@ func interrupted(thread uint32) bool {
 	for line := range strings.Lines(string(status)) {
 		name, value, _ := strings.Cut(line, ":")
 		switch name {
-		case "SigPnd", "ShdPnd", "SigBlk", "SigIgn":
+		case "SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt":
 			var set uint64
 			fmt.Sscanf(value, "%x", &set)
 			sets[name] = set
 		}
 	}
-	return (sets["SigPnd"]|sets["ShdPnd"])&^(sets["SigBlk"]|sets["SigIgn"]|idle) != 0
+	waiting := (sets["SigPnd"] | sets["ShdPnd"]) &^ (sets["SigBlk"] | sets["SigIgn"] | idle)
+	if deadly {
+		waiting &^= sets["SigCgt"]
+	}
+	return waiting != 0
 }

@@ -80,8 +80,9 @@ func (f *feed) Read(p []byte) (int, error) {
 }
 
 // give hands p over, and returns when it was taken in: its bytes lie where they
-// stay, and any error of theirs is known.
-func (a *Arrival) give(p []byte) error {
+// stay, and any error of theirs is known. If ctx ends it all ends.
+func (a *Arrival) give(ctx context.Context, p []byte) error {
+	defer context.AfterFunc(ctx, a.cancel)()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.data = p
@@ -118,27 +119,27 @@ func (a *Arrival) fail(err error) error {
 func (a *Arrival) Size() int64 { return a.size }
 
 // WriteAt writes like io.WriterAt. ErrRewritten if the range was taken in already.
-// Every error is final.
-func (a *Arrival) WriteAt(p []byte, off int64) (int, error) {
+// Every error is final, that of ctx too.
+func (a *Arrival) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if err := a.Err(); err != nil {
 		return 0, err
 	}
 	if off < a.next {
 		return 0, a.fail(kindf(ErrRewritten, "archive: bytes from %d on are written a second time, and had been taken in already; write the archive to a file elsewhere, and copy that", off))
 	}
-	if err := a.write(p, off); err != nil {
+	if err := a.write(ctx, p, off); err != nil {
 		return 0, a.fail(err)
 	}
 	a.size = max(a.size, off+int64(len(p)))
 	return len(p), nil
 }
 
-func (a *Arrival) write(p []byte, off int64) error {
+func (a *Arrival) write(ctx context.Context, p []byte, off int64) error {
 	if off == a.next && (len(a.extents) == 0 || a.extents[0].start >= off+int64(len(p))) {
-		if err := a.give(p); err != nil {
+		if err := a.give(ctx, p); err != nil {
 			return err
 		}
-		return a.catchUp(context.Background(), 0)
+		return a.catchUp(ctx, 0)
 	}
 	if a.ahead == nil {
 		ahead, err := a.reg.NewScratch()
@@ -150,7 +151,7 @@ func (a *Arrival) write(p []byte, off int64) error {
 	n, err := a.ahead.WriteAt(p, off)
 	a.add(extent{off, off + int64(n)})
 	if err == nil {
-		err = a.catchUp(context.Background(), 0)
+		err = a.catchUp(ctx, 0)
 	}
 	return err
 }
@@ -200,7 +201,7 @@ func (a *Arrival) catchUp(ctx context.Context, until int64) error {
 				return a.fail(err)
 			}
 		}
-		if err := a.give(part); err != nil {
+		if err := a.give(ctx, part); err != nil {
 			return err
 		}
 		if !hole && a.next >= end {

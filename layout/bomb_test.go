@@ -12,6 +12,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -99,7 +101,7 @@ func TestCompressedArchivesRefused(t *testing.T) {
 	for _, command := range packings[1:] {
 		t.Run(command, func(t *testing.T) {
 			text := packed(t, command, plain)
-			for n := 0; n < len(text); n += max(1, min(len(text)/25, len(text)-n-16)) {
+			for n := 0; n < len(text); n += max(1, min(len(text)/12, len(text)-n-16)) {
 				refused(t, fmt.Sprintf("cut off after %d of %d bytes", n, len(text)), text[:n], isIncomplete)
 			}
 			refused(t, "cut off before, and packed whole", packed(t, command, plain[:len(plain)-1024]), isIncomplete)
@@ -149,6 +151,9 @@ func TestWindowsAreLimited(t *testing.T) {
 // 25: a bomb is refused by what it becomes, in a file that nobody needs or after the archive's end.
 func TestDecompressionBombs(t *testing.T) {
 	const size = 2 << 30
+	if withRaceDetector() { // it takes a minute, and would find nothing
+		return
+	}
 	l, _, _ := two()
 	whole := archive(t, l)
 	for _, row := range []struct {
@@ -221,7 +226,7 @@ func TestStageCancelledAnywhere(t *testing.T) {
 	before := tree(t, dir)
 	for _, command := range packings {
 		text := packedBy(t, command, plain)
-		for range 20 {
+		for range 8 {
 			at := rand.N(len(text))
 			ctx, cancel := context.WithCancel(context.Background())
 			staged, err := reg.Stage(ctx, io.MultiReader(bytes.NewReader(text[:at]), onRead(cancel), bytes.NewReader(text[at:])), layout.Intake{Owner: me, App: "app"})
@@ -358,7 +363,7 @@ func takeIn(reg *layout.Registry, app string, text []byte, arrives bool) error {
 	defer reg.StopReceiving()
 	defer a.Abort()
 	for from := (len(text) - 1) / 1e5 * 1e5; from >= 0; from -= 1e5 {
-		if _, err := a.WriteAt(text[from:min(from+1e5, len(text))], int64(from)); err != nil {
+		if _, err := a.WriteAt(context.Background(), text[from:min(from+1e5, len(text))], int64(from)); err != nil {
 			return err
 		}
 	}
@@ -485,7 +490,10 @@ func (g generated) archive(t testing.TB) io.Reader {
 
 // However large an archive is, and however it is compressed, it takes little memory.
 func TestStageTakesLittleMemory(t *testing.T) {
-	const most = 100 << 20
+	most := 100 << 20
+	if withRaceDetector() { // which needs some for each byte
+		most *= 5
+	}
 	random := []byte(noise(1 << 20))
 	mostlyZeros := append([]byte(noise(64<<10)), make([]byte, 8<<20)...) // xz takes long for anything else
 	for _, row := range []struct {
@@ -528,6 +536,11 @@ func TestStageTakesLittleMemory(t *testing.T) {
 			}
 		})
 	}
+}
+
+func withRaceDetector() bool {
+	info, _ := debug.ReadBuildInfo()
+	return slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
 }
 
 // highWater gives the bytes of memory that this process had at the most (VmHWM, proc_pid_status(5)).

@@ -28,13 +28,16 @@ func runExtractSignImage(c *command, args []string) error {
 	if err := archive.check(c); err != nil {
 		return err
 	}
-	ctx, stop := interruptible()
-	defer stop()
 	// The keys first: they are read faster than the archive.
 	signer, err := keys.signer()
 	if err != nil {
 		return err
 	}
+	if err := archive.open(); err != nil {
+		return err
+	}
+	ctx, stop := interruptible()
+	defer stop()
 	staged, err := archive.stage(ctx)
 	if err != nil {
 		return err

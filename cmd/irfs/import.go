@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -17,7 +18,7 @@ import (
 
 // interruptible gives a context that ends with Ctrl-C.
 func interruptible() (context.Context, context.CancelFunc) {
-	return signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	return signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 }
 
 func runImport(c *command, args []string) error {
@@ -29,6 +30,9 @@ func runImport(c *command, args []string) error {
 	}
 	archive.file = flags.Arg(0)
 	if err := archive.check(c); err != nil {
+		return err
+	}
+	if err := archive.open(); err != nil {
 		return err
 	}
 	ctx, stop := interruptible()
@@ -47,6 +51,9 @@ type archiveFlags struct {
 	onExist             string
 	keepAll, compress   bool
 	mode                layout.OnExist
+
+	reg     *layout.Registry
+	archive *os.File
 }
 
 func (a *archiveFlags) add(flags *pflag.FlagSet) {
@@ -71,32 +78,38 @@ func (a *archiveFlags) check(c *command) (err error) {
 	return nil
 }
 
-// stage takes in an archive from a file, or from standard input ("-").
-func (a *archiveFlags) stage(ctx context.Context) (*layout.Staged, error) {
-	reg, err := layout.Open(a.registry)
-	if err != nil {
-		return nil, err
+// open opens the registry and the archive, "-" being standard input. This comes
+// before signals are caught, for to open a FIFO may wait for ever.
+func (a *archiveFlags) open() (err error) {
+	if a.reg, err = layout.Open(a.registry); err != nil {
+		return err
 	}
-	if err := reg.CheckName(a.app); err != nil {
-		return nil, err
+	if err := a.reg.CheckName(a.app); err != nil {
+		return err
 	}
-	file := os.Stdin
+	a.archive = os.Stdin
 	if a.file != "-" {
-		if file, err = os.Open(a.file); err != nil {
-			return nil, err
-		}
-		defer file.Close()
+		a.archive, err = os.Open(a.file)
 	}
+	return err
+}
+
+// stage takes in the archive.
+func (a *archiveFlags) stage(ctx context.Context) (*layout.Staged, error) {
+	defer a.archive.Close()
 	var size int64
-	if st, err := file.Stat(); err == nil && st.Mode().IsRegular() {
+	if st, err := a.archive.Stat(); err == nil && st.Mode().IsRegular() {
 		size = st.Size()
 	}
-	archive, stop := newProgress(&interruptibleReader{ctx: ctx, r: file}, size)
+	archive, stop := newProgress(&interruptibleReader{ctx: ctx, r: a.archive}, size)
 	defer stop()
-	staged, err := reg.Stage(ctx, archive, layout.Intake{
+	staged, err := a.reg.Stage(ctx, archive, layout.Intake{
 		Owner: layout.Owner{UID: os.Geteuid(), GID: os.Getegid()},
 		App:   a.app, KeepAll: a.keepAll, Compress: a.compress,
 	})
+	if errors.Is(err, context.Canceled) {
+		err = errors.New("interrupted; nothing was imported")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", a.file, err)
 	}
@@ -111,10 +124,12 @@ func (a *archiveFlags) publish(ctx context.Context, staged *layout.Staged) error
 	for _, what := range staged.Dropped {
 		fmt.Fprintf(os.Stderr, "irfs: dropped %s\n", irfs.Field(what))
 	}
+	var lines []byte
 	for _, i := range list {
-		fmt.Printf("%s\t%s\t%s\n", irfs.Field(i.App), irfs.Field(i.Tag), i.Digest)
+		lines = fmt.Appendf(lines, "%s\t%s\t%s\n", irfs.Field(i.App), irfs.Field(i.Tag), i.Digest)
 	}
-	return nil
+	_, err = os.Stdout.Write(lines)
+	return err
 }
 
 // An interruptibleReader ends with its context, also where a read waits for a

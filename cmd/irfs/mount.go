@@ -31,6 +31,7 @@ func runMount(c *command, args []string) error {
 	if err := c.parse(flags, args, 2, 2); err != nil {
 		return err
 	}
+	m.signs = flags.Changed("sign-imports")
 	if err := m.parseOptions(c); err != nil {
 		return err
 	}
@@ -47,6 +48,7 @@ type mountFlags struct {
 	cas         []string
 	certificate string
 	signImports string // flags of sign-image
+	signs       bool   // whether there are any
 	foreground  bool
 	words       []string // of -o
 	options     irfs.Options
@@ -88,7 +90,7 @@ func (m *mountFlags) parseOptions(c *command) error {
 		case "rw", "dev", "suid", "nodev", "nosuid", "exec", "atime", "relatime", "async", "defaults",
 			"auto", "noauto", "user", "nouser", "users", "_netdev", "nofail", "default_permissions", "":
 		case "sign_imports":
-			m.signImports = value
+			m.signImports, m.signs = value, true
 		case "enforce", "trust":
 			return &usageError{c, fmt.Sprintf("-o %s: this version of irfs does not have it yet", name)}
 		default:
@@ -103,7 +105,7 @@ func (m *mountFlags) parseOptions(c *command) error {
 
 // readSigner reads the keys of --sign-imports, as they are now.
 func (m *mountFlags) readSigner(c *command) error {
-	if m.signImports == "" {
+	if !m.signs {
 		return nil
 	}
 	refuse := func(err error) error { return &usageError{c, "--sign-imports: " + err.Error()} }
@@ -115,7 +117,9 @@ func (m *mountFlags) readSigner(c *command) error {
 	flags.SetOutput(io.Discard)
 	var keys signerFlags
 	keys.add(flags)
-	if err := flags.Parse(words); err != nil {
+	if err := flags.Parse(words); errors.Is(err, pflag.ErrHelp) {
+		return refuse(errors.New("the flags are -v -s -c -x, see irfs help sign-image"))
+	} else if err != nil {
 		return refuse(err)
 	}
 	if flags.NArg() > 0 {
