@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"path"
 	"strings"
-	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -16,8 +14,9 @@ import (
 
 // What is more is refused, an [ErrLimit].
 const (
-	MaxArchiveEntries = 100_000 // entries of an archive
-	MaxArchive        = 4 << 40 // bytes of all its files together, unpacked
+	MaxArchiveEntries = 100_000  // entries of an archive
+	MaxArchive        = 4 << 40  // bytes of all its files together, unpacked
+	MaxArchiveIndex   = 16 << 20 // bytes of all its indexes together, or of its manifest.json
 )
 
 // ErrIncomplete: an archive that ends before its end-of-archive blocks. Also ErrCorrupt.
@@ -60,10 +59,11 @@ type Staged struct {
 	// directory above a new one ("." is the registry itself). Its error refuses that.
 	May func(dir string) error
 
-	reg   *Registry
-	work  *work // nil once it is published or discarded
-	spare []int // descriptors for removing it, where there may be no others
-	owner Owner
+	dropped map[string]bool // what Dropped says
+	reg     *Registry
+	work    *work // nil once it is published or discarded
+	spare   []int // descriptors for removing it, where there may be no others
+	owner   Owner
 }
 
 // Stage takes in an image archive while it is read, in one pass: a tar file, or
@@ -73,11 +73,11 @@ type Staged struct {
 // as a registry server wants it is put right (normal.go). Nothing is seen of it until
 // Publish.
 func (r *Registry) Stage(ctx context.Context, archive io.Reader, in Intake) (*Staged, error) {
-	return r.stage(ctx, archive, in, new(atomic.Bool))
+	return r.stage(ctx, archive, in, new(reading))
 }
 
-// stage is Stage; atEnd is set once the archive's end was read.
-func (r *Registry) stage(ctx context.Context, archive io.Reader, in Intake, atEnd *atomic.Bool) (*Staged, error) {
+// stage is Stage, which tells how far it is.
+func (r *Registry) stage(ctx context.Context, archive io.Reader, in Intake, far *reading) (*Staged, error) {
 	w, name, err := r.staging.enter(r.fd)
 	if err != nil {
 		return nil, err
@@ -91,7 +91,7 @@ func (r *Registry) stage(ctx context.Context, archive io.Reader, in Intake, atEn
 		}
 		s.spare = append(s.spare, fd)
 	}
-	if err := s.unpack(ctx, archive, in, atEnd); err != nil {
+	if err := s.unpack(ctx, archive, in, far); err != nil {
 		s.Discard()
 		return nil, err
 	}
@@ -112,7 +112,7 @@ func (s *Staged) leave(published bool) {
 	}
 }
 
-func (s *Staged) unpack(ctx context.Context, archive io.Reader, in Intake, atEnd *atomic.Bool) error {
+func (s *Staged) unpack(ctx context.Context, archive io.Reader, in Intake, far *reading) error {
 	if err := s.mkdir(s.work.fd, s.App.path); err != nil {
 		return err
 	}
@@ -123,9 +123,14 @@ func (s *Staged) unpack(ctx context.Context, archive io.Reader, in Intake, atEnd
 	defer closeFD(dirfd)
 	u := &unpacking{
 		Staged: s, in: in, ctx: ctx, dirfd: dirfd, lander: newLander(), dirs: map[string]bool{},
-		documents: map[string][]byte{}, parts: map[string]part{}, blobs: map[digest.Digest]part{}, links: map[string]string{},
+		documents: map[string]*newFile{}, parts: map[string]part{}, blobs: map[digest.Digest]part{}, links: map[string]string{},
 	}
 	defer u.lander.close()
+	defer func() {
+		for _, f := range u.documents {
+			f.close()
+		}
+	}()
 	if app, err := s.reg.App(in.App); in.App != "" && err == nil {
 		if u.known, err = app.open(); err == nil {
 			defer closeFD(u.known)
@@ -135,7 +140,7 @@ func (s *Staged) unpack(ctx context.Context, archive io.Reader, in Intake, atEnd
 	if err := u.mkdirs("blobs"); err != nil {
 		return err
 	}
-	if err := u.read(archive, atEnd); err != nil {
+	if err := u.read(archive, far); err != nil {
 		return err
 	}
 	if err := u.settle(); err != nil {
@@ -155,8 +160,8 @@ type unpacking struct {
 	lander *lander
 	dirs   map[string]bool // those that were made
 
-	documents map[string][]byte // the files that are not blobs: oci-layout, index.json, manifest.json
-	parts     map[string]part   // every other file that may be a part of an image, by its name
+	documents map[string]*newFile // the files that are not blobs: oci-layout, index.json, manifest.json
+	parts     map[string]part     // every other file that may be a part of an image, by its name
 	blobs     map[digest.Digest]part
 	links     map[string]string // symbolic links, by their names
 	bytes     int64             // of all files so far
@@ -175,8 +180,8 @@ type part struct {
 // manifestName is the list of images in what `docker save` writes.
 const manifestName = "manifest.json"
 
-// documentLimits are the files of an archive that are kept in memory.
-var documentLimits = map[string]int64{v1.ImageLayoutFile: MaxManifest, indexName: MaxIndex, manifestName: MaxManifest}
+// documentLimits are the files of an archive that are read once everything is there.
+var documentLimits = map[string]int64{v1.ImageLayoutFile: 64 << 10, indexName: MaxArchiveIndex, manifestName: MaxArchiveIndex}
 
 // take puts one file of an archive where it belongs. What is known to be no
 // part of an image is passed over.
@@ -185,11 +190,12 @@ func (u *unpacking) take(name string, r io.Reader, size int64) error {
 		if size > limit {
 			return limitf("archive: %s: %d bytes, over the limit of %d", name, size, limit)
 		}
-		data, err := io.ReadAll(r)
-		if err == nil && name == v1.ImageLayoutFile {
-			err = checkOCILayout(data)
+		f, err := createNamed(u.work, name)
+		if err != nil {
+			return err
 		}
-		u.documents[name] = data
+		u.documents[name] = f
+		_, err = io.Copy(f, r)
 		return err
 	}
 	var want digest.Digest
@@ -282,18 +288,11 @@ func (u *unpacking) settle() error {
 	if snap, err = u.snapshot(index); err != nil {
 		return err
 	}
-	used, err := snap.used()
-	if err == nil {
-		err = u.blobsThere(snap)
-	}
+	used, err := u.reach(snap)
 	if err != nil {
 		return fmt.Errorf("archive: %w", err)
 	}
-	version := u.documents[v1.ImageLayoutFile]
-	if version == nil {
-		version = []byte(`{"imageLayoutVersion":"` + v1.ImageLayoutVersion + `"}`)
-	}
-	if err := u.write(v1.ImageLayoutFile, version); err != nil {
+	if err := u.write(v1.ImageLayoutFile, []byte(`{"imageLayoutVersion":"`+v1.ImageLayoutVersion+`"}`)); err != nil {
 		return err
 	}
 	if err := u.write(indexName, index); err != nil {
@@ -302,15 +301,44 @@ func (u *unpacking) settle() error {
 	return u.prune(used)
 }
 
+// document gives what the archive has of that name; nil if it has not.
+func (u *unpacking) document(name string) ([]byte, error) {
+	f := u.documents[name]
+	if f == nil {
+		return nil, nil
+	}
+	attr, err := fstat(f.fd, name)
+	if err != nil {
+		return nil, err
+	}
+	data := make([]byte, attr.Size)
+	_, err = readAt(f.fd, name, data, 0)
+	if err == io.EOF {
+		err = nil
+	}
+	return data, err
+}
+
 // index gives the index.json that the archive has, or one of what `docker save` listed.
 func (u *unpacking) index() ([]byte, error) {
-	index, hasIndex := u.documents[indexName]
+	_, hasIndex := u.documents[indexName]
 	_, hasLayout := u.documents[v1.ImageLayoutFile]
-	list, hasList := u.documents[manifestName]
+	_, hasList := u.documents[manifestName]
 	switch {
 	case hasIndex && hasLayout:
-		return index, nil
+		version, err := u.document(v1.ImageLayoutFile)
+		if err == nil {
+			err = checkOCILayout(version)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("archive: %w", err)
+		}
+		return u.document(indexName)
 	case hasList && !hasIndex && !hasLayout:
+		list, err := u.document(manifestName)
+		if err != nil {
+			return nil, err
+		}
 		index, err := u.fromDocker(list)
 		if err != nil {
 			return nil, fmt.Errorf("archive: %s: %w", manifestName, err)
@@ -320,6 +348,11 @@ func (u *unpacking) index() ([]byte, error) {
 		return nil, corruptf("archive: it has an index.json and no oci-layout, so it is not an OCI image archive")
 	case hasLayout:
 		return nil, corruptf("archive: it has an oci-layout and no index.json, so it is not an OCI image archive")
+	}
+	for name := range u.parts {
+		if dir, base := path.Split(name); base == v1.ImageLayoutFile || base == manifestName {
+			return nil, corruptf("archive: what it should have at its top lies in %q; pack that directory's content: tar -C %[1]s -cf ARCHIVE .", path.Clean(dir))
+		}
 	}
 	return nil, corruptf("archive: it has neither oci-layout and index.json nor manifest.json, so it is not an image archive of OCI's or Docker's kind")
 }
@@ -333,56 +366,96 @@ func (u *unpacking) snapshot(text []byte) (*Snapshot, error) {
 	if len(index.Manifests) == 0 {
 		return nil, corruptf("archive: its index.json lists no image")
 	}
-	return &Snapshot{app: u.App, content: newContent(index)}, nil
+	return &Snapshot{app: u.App, content: newContent(index)}, u.budget(index.Manifests, int64(len(text)))
 }
 
-// blobsThere checks that every image that is there has its config and layers,
-// each of its size, and that every tag names something. The digests of all
-// blobs were checked as they came in.
-func (u *unpacking) blobsThere(snap *Snapshot) error {
-	for _, d := range snap.index.Manifests {
-		if there, err := u.has(d.Digest); err != nil || !there {
-			return errors.Join(err, missing(d))
-		}
-	}
-	entries, err := snap.Entries()
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		m, err := snap.Manifest(e)
-		if errors.Is(err, ErrMissing) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if m.Doc == nil {
-			continue
-		}
-		for _, d := range append([]v1.Descriptor{m.Doc.Config}, m.Doc.Layers...) {
-			attr, err := statBeneath(u.dirfd, BlobPath(d.Digest))
-			if errors.Is(err, fs.ErrNotExist) {
-				err = fmt.Errorf("%s: %w", e.Digest, missing(d))
+// budget refuses an archive whose indexes, which are read whole and several times,
+// are too much for memory. The descriptors are those of index.json, which has so
+// many bytes.
+func (u *unpacking) budget(list []v1.Descriptor, sum int64) error {
+	seen := map[digest.Digest]bool{}
+	for depth := 0; len(list) > 0 && depth <= MaxIndexDepth; depth++ {
+		var next []v1.Descriptor
+		for _, d := range list {
+			if !IsIndex(d.MediaType) || seen[d.Digest] {
+				continue
 			}
-			if err == nil && attr.Size != d.Size {
-				err = corruptf("%s: %s has %d bytes, and not the %d of its descriptor", e.Digest, d.Digest, attr.Size, d.Size)
+			seen[d.Digest] = true
+			if sum += u.blobs[d.Digest].size; sum > MaxArchiveIndex {
+				return limitf("archive: over the limit of %d bytes for all its indexes", MaxArchiveIndex)
+			}
+			ri, err := u.App.readIndex(u.dirfd, d)
+			if errors.Is(err, ErrCorrupt) { // said later, and better
+				continue
 			}
 			if err != nil {
 				return err
 			}
+			next = append(next, ri.index.Manifests...)
 		}
+		list = next
 	}
 	return nil
 }
 
-// has says whether a blob is in the staged app.
-func (u *unpacking) has(d digest.Digest) (bool, error) {
-	_, err := statBeneath(u.dirfd, BlobPath(d))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+// reach gives every blob that index.json reaches, and checks that images are whole:
+// what index.json lists is there, and so is all that hangs on what is there, of its
+// size, with a config that fits. The digests of all blobs were checked as they
+// came in.
+func (u *unpacking) reach(snap *Snapshot) (map[digest.Digest]bool, error) {
+	for _, d := range snap.index.Manifests {
+		if _, ok := u.blobs[d.Digest]; !ok {
+			return nil, missing(d)
+		}
 	}
-	return err == nil, err
+	entries, err := snap.Entries()
+	if err != nil {
+		return nil, err
+	}
+	used := map[digest.Digest]bool{}
+	for _, e := range entries {
+		if err := u.ctx.Err(); err != nil {
+			return nil, err
+		}
+		m, err := snap.Manifest(e)
+		if errors.Is(err, ErrMissing) { // kept with KeepAll
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		used[e.Digest] = true
+		if m.Doc == nil {
+			continue
+		}
+		for _, d := range append([]v1.Descriptor{m.Doc.Config}, m.Doc.Layers...) {
+			p, ok := u.blobs[d.Digest]
+			switch {
+			case !ok && len(d.URLs) > 0:
+				err = fmt.Errorf("%w; it is one that is not distributed, but fetched from elsewhere, and has to be in the archive", missing(d))
+			case !ok:
+				err = missing(d)
+			case p.size != d.Size:
+				err = corruptf("%s has %d bytes, and not the %d of its descriptor", d.Digest, p.size, d.Size)
+			case d.Data != nil && d.Digest.Algorithm().FromBytes(d.Data) != d.Digest:
+				err = notInlined(d)
+			}
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", e.Digest, err)
+			}
+			used[d.Digest] = true
+		}
+		if m.Kind == KindImage {
+			c, err := snap.Config(m, nil)
+			if err == nil {
+				err = CheckRootFS(m, c)
+			}
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", e.Digest, err)
+			}
+		}
+	}
+	return used, nil
 }
 
 // prune removes the blobs that are not used, and has the directories synced.

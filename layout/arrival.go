@@ -6,7 +6,6 @@ import (
 	"io"
 	"slices"
 	"sync"
-	"sync/atomic"
 )
 
 // ErrRewritten: bytes of an archive were written that had been taken in already.
@@ -24,7 +23,7 @@ type Arrival struct {
 	size    int64
 	ahead   *Scratch
 	extents []extent // what is in ahead: sorted, apart from each other, not before next
-	atEnd   atomic.Bool
+	reading reading
 
 	mu      sync.Mutex
 	cond    sync.Cond
@@ -47,7 +46,7 @@ func (r *Registry) Receive(in Intake) *Arrival {
 	a := &Arrival{reg: r, cancel: cancel}
 	a.cond.L = &a.mu
 	go func() {
-		staged, err := r.stage(ctx, (*feed)(a), in, &a.atEnd)
+		staged, err := r.stage(ctx, (*feed)(a), in, &a.reading)
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		a.staged, a.ended = staged, true
@@ -182,7 +181,7 @@ func (a *Arrival) catchUp(ctx context.Context, until int64) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if len(a.extents) == 0 && a.atEnd.Load() { // more zeros tell no more
+		if len(a.extents) == 0 && a.reading.atEnd.Load() { // more zeros tell no more
 			until = min(until, a.next+landingBuffer)
 		}
 		end, hole := until, true
@@ -243,7 +242,8 @@ func (a *Arrival) Complete(ctx context.Context, closing bool) (bool, error) {
 			return false, err
 		}
 	}
-	return a.atEnd.Load() && len(a.extents) == 0, a.Err()
+	// Of one that is compressed nobody knows whether its last bytes have come.
+	return a.reading.atEnd.Load() && len(a.extents) == 0 && (closing || !a.reading.packed.Load()), a.Err()
 }
 
 // Finish ends the archive, which is Complete, and gives what was staged. Once ctx

@@ -426,20 +426,35 @@ func (l *locked) publish(ctx context.Context, snap *Snapshot, seen sighting, blo
 
 // putIndex puts a new index.json in the place of the one that snap is of.
 func (l *locked) putIndex(ctx context.Context, w *work, snap *Snapshot, seen sighting, index []byte) error {
-	f, err := createNamed(w, indexName)
+	f, err := l.writeIndex(w, index)
 	if err != nil {
 		return err
 	}
 	defer f.close()
-	if _, err := f.Write(index); err != nil {
-		return err
+	return l.swapIndex(ctx, w, snap, seen, f)
+}
+
+// writeIndex writes and syncs a new index.json, under a working name.
+func (l *locked) writeIndex(w *work, index []byte) (*newFile, error) {
+	f, err := createNamed(w, indexName)
+	if err != nil {
+		return nil, err
 	}
-	if err := likeFile(f.fd, l.dirfd, indexName); err != nil {
-		return err
+	if _, err = f.Write(index); err == nil {
+		err = likeFile(f.fd, l.dirfd, indexName)
 	}
-	if err := fsync(f.fd, indexName); err != nil {
-		return err
+	if err == nil {
+		err = fsync(f.fd, indexName)
 	}
+	if err != nil {
+		f.close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// swapIndex puts a new index.json in its place, durably.
+func (l *locked) swapIndex(ctx context.Context, w *work, snap *Snapshot, seen sighting, f *newFile) error {
 	if !l.unchanged(snap, seen) {
 		return errMoved
 	}

@@ -26,11 +26,16 @@ const (
 // Compressed names the program that compressed a file which begins so, or "".
 func Compressed(head []byte) string {
 	for _, magic := range []struct{ bytes, name string }{
-		{"\x1f\x8b", "gzip"}, {"\x28\xb5\x2f\xfd", "zstd"}, {"\xfd7zXZ\x00", "xz"}, {"BZh", "bzip2"},
+		{"\x1f\x8b", "gzip"}, {"\x28\xb5\x2f\xfd", "zstd"}, {"\xfd7zXZ\x00", "xz"},
 	} {
 		if bytes.HasPrefix(head, []byte(magic.bytes)) {
 			return magic.name
 		}
+	}
+	// Letters alone may begin a tar file: those of a name.
+	if len(head) >= 10 && string(head[:3]) == "BZh" && '1' <= head[3] && head[3] <= '9' &&
+		(string(head[4:10]) == "1AY&SY" || string(head[4:10]) == "\x17\x72\x45\x38\x50\x90") {
+		return "bzip2"
 	}
 	return ""
 }
@@ -40,7 +45,7 @@ func Compressed(head []byte) string {
 func decompress(r io.Reader) (unpacked io.Reader, close func(), err error) {
 	packed := &countedReader{r: r}
 	begin := bufio.NewReader(packed)
-	head, err := begin.Peek(6)
+	head, err := begin.Peek(10)
 	if err != nil && err != io.EOF {
 		return nil, nil, err
 	}
@@ -95,8 +100,15 @@ func (g *gunzip) Read(p []byte) (int, error) {
 	if err != io.EOF {
 		return n, err
 	}
-	if _, err := g.in.Peek(1); err != nil {
-		return 0, err
+	for { // as gzip(1) does, zeros after the end are passed over
+		next, err := g.in.Peek(1)
+		if err != nil {
+			return 0, err
+		}
+		if next[0] != 0 {
+			break
+		}
+		g.in.Discard(1)
 	}
 	if err := g.z.Reset(g.in); err != nil {
 		return 0, err

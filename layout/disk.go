@@ -6,6 +6,8 @@ package layout
 //     symbolic link in it is followed (openat2(2)); what it names must be a
 //     regular file, or a directory where one is expected. O_NONBLOCK, so that
 //     a FIFO cannot make the open wait.
+//   - A call that takes names, and would follow links in them (mkdirat(2),
+//     renameat(2) …), is given the open directory and one name in it.
 //   - A file is never changed where it stands. It is written under no name or
 //     under a working name, synced, and then takes its place in one step.
 //   - A call that a signal interrupted is made again; waiting is done outside.
@@ -344,20 +346,45 @@ func syncFile(dirfd int, name string) error {
 	return fsync(fd, name)
 }
 
+// in calls do with the directory that name lies in, and its name there: the calls
+// below would follow the symbolic links in a longer path.
+func in(dirfd int, name string, do func(dirfd int, base string) error) error {
+	dir, base := path.Split(name)
+	if dir == "" {
+		return do(dirfd, base)
+	}
+	fd, err := openDir(dirfd, path.Clean(dir))
+	if err != nil {
+		return err
+	}
+	defer closeFD(fd)
+	return do(fd, base)
+}
+
 func mkdir(dirfd int, name string, mode uint32) error {
-	return pathError("mkdir", name, retry(func() error { return unix.Mkdirat(dirfd, name, mode) }))
+	return in(dirfd, name, func(dirfd int, base string) error {
+		return pathError("mkdir", name, retry(func() error { return unix.Mkdirat(dirfd, base, mode) }))
+	})
 }
 
 func rename(fromfd int, from string, tofd int, to string, flags uint) error {
-	return pathError("rename", to, retry(func() error { return unix.Renameat2(fromfd, from, tofd, to, flags) }))
+	return in(fromfd, from, func(fromfd int, fromBase string) error {
+		return in(tofd, to, func(tofd int, toBase string) error {
+			return pathError("rename", to, retry(func() error { return unix.Renameat2(fromfd, fromBase, tofd, toBase, flags) }))
+		})
+	})
 }
 
 func unlink(dirfd int, name string) error {
-	return pathError("unlink", name, retry(func() error { return unix.Unlinkat(dirfd, name, 0) }))
+	return in(dirfd, name, func(dirfd int, base string) error {
+		return pathError("unlink", name, retry(func() error { return unix.Unlinkat(dirfd, base, 0) }))
+	})
 }
 
 func rmdir(dirfd int, name string) error {
-	return pathError("rmdir", name, retry(func() error { return unix.Unlinkat(dirfd, name, unix.AT_REMOVEDIR) }))
+	return in(dirfd, name, func(dirfd int, base string) error {
+		return pathError("rmdir", name, retry(func() error { return unix.Unlinkat(dirfd, base, unix.AT_REMOVEDIR) }))
+	})
 }
 
 // removeAll removes name and what is below it, as far as that goes. It takes one
@@ -400,7 +427,20 @@ func renameNew(fromfd int, from string, tofd int, to string) error {
 
 // linkFile gives a file one more name.
 func linkFile(fromfd int, from string, tofd int, to string) error {
-	return pathError("link", to, retry(func() error { return unix.Linkat(fromfd, from, tofd, to, 0) }))
+	return in(fromfd, from, func(fromfd int, fromBase string) error {
+		return in(tofd, to, func(tofd int, toBase string) error {
+			return pathError("link", to, retry(func() error { return unix.Linkat(fromfd, fromBase, tofd, toBase, 0) }))
+		})
+	})
+}
+
+// linkOpen gives an open file one more name, or its first.
+func linkOpen(fd int, tofd int, to string) error {
+	return in(tofd, to, func(tofd int, base string) error {
+		return pathError("link", to, retry(func() error {
+			return unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), tofd, base, unix.AT_SYMLINK_FOLLOW)
+		}))
+	})
 }
 
 // own gives an open file or directory to a user, where this process may do that.
@@ -710,9 +750,7 @@ func createIn(dirfd int, w *work, what string) (*newFile, error) {
 // place gives the file its name, where there must be none by that name yet.
 func (f *newFile) place(dirfd int, name string) error {
 	if f.name == "" {
-		return pathError("link", name, retry(func() error {
-			return unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.fd), dirfd, name, unix.AT_SYMLINK_FOLLOW)
-		}))
+		return linkOpen(f.fd, dirfd, name)
 	}
 	err := renameNew(f.dir, f.name, dirfd, name)
 	if err == nil {

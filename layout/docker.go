@@ -1,6 +1,7 @@
 package layout
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"path"
@@ -22,6 +23,9 @@ import (
 // The config stays as it is, byte for byte: its digest is what is signed. So do
 // the layers, unless they are to be compressed.
 
+// maxDockerImages is how many images an archive in Docker's format may have.
+const maxDockerImages = 10_000
+
 // A dockerImage is an element of manifest.json.
 type dockerImage struct {
 	config string
@@ -31,7 +35,7 @@ type dockerImage struct {
 
 // parseDockerList is the strict reading of manifest.json, by the rules of [ParseIndex].
 func parseDockerList(doc []byte) (list []dockerImage, err error) {
-	r, err := newReader(doc, MaxManifest)
+	r, err := newReader(doc, MaxArchiveIndex)
 	if err != nil {
 		return nil, err
 	}
@@ -50,7 +54,9 @@ func parseDockerList(doc []byte) (list []dockerImage, err error) {
 			}
 			return err
 		})
-		list = append(list, image)
+		if list = append(list, image); len(list) > maxDockerImages {
+			return limitf("over the limit of %d images", maxDockerImages)
+		}
 		return err
 	})
 	if err == nil {
@@ -79,6 +85,9 @@ func (u *unpacking) fromDocker(list []byte) ([]byte, error) {
 			index.Manifests = append(index.Manifests, d)
 		}
 		for _, tag := range image.tags {
+			if last := tag[strings.LastIndexByte(tag, '/')+1:]; !strings.Contains(last, ":") {
+				tag += ":" + defaultTag // it is a name, and never a tag alone
+			}
 			d.Annotations = map[string]string{refName: tag}
 			index.Manifests = append(index.Manifests, d)
 		}
@@ -113,16 +122,8 @@ func (u *unpacking) fromDockerImage(image dockerImage) (v1.Descriptor, error) {
 		if err != nil {
 			return v1.Descriptor{}, err
 		}
-		d := v1.Descriptor{MediaType: v1.MediaTypeImageLayer, Digest: layer.digest, Size: layer.size}
-		switch layer.compression {
-		case "":
-		case "gzip", "zstd":
-			d.MediaType += "+" + layer.compression
-		default:
-			return v1.Descriptor{}, corruptf("layer %.200q: compressed by %s, for which OCI has no media type", at, layer.compression)
-		}
-		// Nothing else in such an archive says what a layer's bytes have to be.
-		if err := u.checkDiffID(d, layer, doc.RootFS.DiffIDs[i]); err != nil {
+		d, err := u.dockerLayer(layer, doc.RootFS.DiffIDs[i])
+		if err != nil {
 			return v1.Descriptor{}, fmt.Errorf("layer %.200q: %w", at, err)
 		}
 		m.Layers = append(m.Layers, d)
@@ -135,18 +136,30 @@ func (u *unpacking) fromDockerImage(image dockerImage) (v1.Descriptor, error) {
 	return d, u.put(d, manifest)
 }
 
-func (u *unpacking) checkDiffID(d v1.Descriptor, layer part, want digest.Digest) error {
-	got := layer.digest
+// dockerLayer is the descriptor of a layer that has to unpack to diffID: nothing
+// else in such an archive says what its bytes have to be.
+func (u *unpacking) dockerLayer(layer part, diffID digest.Digest) (v1.Descriptor, error) {
+	d := v1.Descriptor{MediaType: v1.MediaTypeImageLayer, Digest: layer.digest, Size: layer.size}
 	switch {
-	case layer.diffID != "":
-		got = layer.diffID
-	case layer.compression != "" || want.Algorithm() != got.Algorithm():
-		return (&Snapshot{app: u.App}).CheckLayer(u.ctx, d, want, nil)
+	case layer.digest == diffID:
+		return d, nil // and so not compressed, whatever it begins with
+	case layer.compression == "gzip" || layer.compression == "zstd":
+		d.MediaType += "+" + layer.compression
+	case layer.compression != "":
+		return d, corruptf("compressed by %s, for which OCI has no media type", layer.compression)
 	}
-	if got != want {
-		return corruptf("its digest is %s, and the config's diff_id is %s", got, want)
+	switch {
+	case layer.diffID == diffID:
+	case layer.diffID == "" && (layer.compression != "" || diffID.Algorithm() != layer.digest.Algorithm()):
+		if err := (&Snapshot{app: u.App}).CheckLayer(u.ctx, d, diffID, nil); err != nil {
+			return d, err
+		}
+		layer.diffID = diffID // known from now on
+		u.blobs[layer.digest] = layer
+	default:
+		return d, corruptf("its digest is %s, and the config's diff_id is %s", cmp.Or(layer.diffID, layer.digest), diffID)
 	}
-	return nil
+	return d, nil
 }
 
 // maxLinks is how many links a name may lead through: Docker makes one.
@@ -164,7 +177,7 @@ func (u *unpacking) find(name string) (p part, at string, err error) {
 		at = path.Join(path.Dir(at), target)
 	}
 	if p, ok := u.parts[at]; ok {
-		return p, at, nil
+		return u.blobs[p.digest], at, nil
 	}
 	if rest, ok := strings.CutPrefix(at, "blobs/"); ok { // as since version 25
 		d, err := ParseDigest(strings.Replace(rest, "/", ":", 1))
@@ -184,12 +197,13 @@ func (notInArchive) Is(target error) bool { return target == ErrMissing }
 
 // put adds a document as a blob.
 func (u *unpacking) put(d v1.Descriptor, text []byte) error {
-	if there, err := u.has(d.Digest); err != nil || there {
-		return err
+	if _, there := u.blobs[d.Digest]; there {
+		return nil
 	}
 	name := BlobPath(d.Digest)
 	if err := u.mkdirs(path.Dir(name)); err != nil {
 		return err
 	}
+	u.blobs[d.Digest] = part{digest: d.Digest, size: d.Size}
 	return u.write(name, text)
 }

@@ -441,7 +441,7 @@ func TestDockerSaveRefused(t *testing.T) {
 		{"a layer in gzip that is another", layer(string(sample.Gzip("x", "y").Blob())), layout.ErrCorrupt, "and the config's diff_id is sha256:"},
 		{"a layer in gzip that is cut off", layer(string(sample.Gzip("bin/nginx", "ELF").Blob()[:40])), layout.ErrCorrupt, "cannot be unpacked"},
 		{"a layer in xz", layer("\xfd7zXZ\x00 and so on"), layout.ErrCorrupt, "compressed by xz, for which OCI has no media type"},
-		{"a layer in bzip2", layer("BZh9 and so on"), layout.ErrCorrupt, "compressed by bzip2, for which OCI has no media type"},
+		{"a layer in bzip2", layer("BZh91AY&SY and so on"), layout.ErrCorrupt, "compressed by bzip2, for which OCI has no media type"},
 		{"a layer too few in the list", listed(`["`+first+`",`, `[`), layout.ErrCorrupt, "it has 3 layers, and its config 4 diff_ids"},
 		{"a layer too many in the list", listed(`["`+first+`",`, `["`+first+`","`+first+`",`), layout.ErrCorrupt, "it has 5 layers, and its config 4 diff_ids"},
 		{"no layers in the list", listed(`"Layers":[`, `"Layers":null,"layers":[`), layout.ErrCorrupt, "it has 0 layers, and its config 4 diff_ids"},

@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"path"
-	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -29,13 +28,13 @@ func (r *Registry) ReadEntries(archive io.Reader) (map[string]string, error) {
 	defer closeFD(dirfd)
 	u := &unpacking{
 		Staged: s, ctx: context.Background(), dirfd: dirfd, lander: newLander(), dirs: map[string]bool{},
-		documents: map[string][]byte{}, parts: map[string]part{}, blobs: map[digest.Digest]part{}, links: map[string]string{},
+		documents: map[string]*newFile{}, parts: map[string]part{}, blobs: map[digest.Digest]part{}, links: map[string]string{},
 	}
 	defer u.lander.close()
 	if err := u.mkdirs("blobs"); err != nil {
 		return nil, err
 	}
-	if err := u.read(archive, new(atomic.Bool)); err != nil {
+	if err := u.read(archive, new(reading)); err != nil {
 		return nil, err
 	}
 	entries := map[string]string{}
@@ -58,8 +57,13 @@ func (r *Registry) ReadEntries(archive io.Reader) (map[string]string, error) {
 			}
 		}
 	}
-	for name, data := range u.documents {
+	for name, f := range u.documents {
+		data, err := u.document(name)
+		if err != nil {
+			return nil, err
+		}
 		entries[name] = string(data)
+		f.close()
 	}
 	for name, target := range u.links {
 		entries[name] = "-> " + target

@@ -2,7 +2,6 @@ package layout
 
 import (
 	"errors"
-	"slices"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -43,7 +42,8 @@ func (s *Snapshot) walk(from []v1.Descriptor) (*reached, error) {
 		} else if err := disagreement(n.Descriptor, d); err != nil {
 			n.Err = err
 		}
-		if parent != "" && !slices.Contains(n.parents, parent) {
+		// An index is visited once, so it can only be the last one.
+		if last := len(n.parents) - 1; parent != "" && (last < 0 || n.parents[last] != parent) {
 			n.parents = append(n.parents, parent)
 		}
 	}

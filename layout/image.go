@@ -145,10 +145,7 @@ func kindOfManifest(d v1.Descriptor, m *v1.Manifest) Kind {
 // isAttestation: all three signs have to be there, for any one of them alone
 // can be put on a real image to keep it from counting.
 func isAttestation(d v1.Descriptor, m *v1.Manifest) bool {
-	if d.Platform == nil || d.Platform.OS != "unknown" || d.Platform.Architecture != "unknown" {
-		return false
-	}
-	if _, ok := d.Annotations[referenceType]; !ok || len(m.Layers) == 0 {
+	if !looksLikeAttestation(d) || len(m.Layers) == 0 {
 		return false
 	}
 	for _, l := range m.Layers {
@@ -157,6 +154,12 @@ func isAttestation(d v1.Descriptor, m *v1.Manifest) bool {
 		}
 	}
 	return true
+}
+
+// looksLikeAttestation: two of the three signs are in the descriptor.
+func looksLikeAttestation(d v1.Descriptor) bool {
+	_, annotated := d.Annotations[referenceType]
+	return annotated && d.Platform != nil && d.Platform.OS == "unknown" && d.Platform.Architecture == "unknown"
 }
 
 // Config reads the config of an image, and adds what it found, good or bad, to
@@ -367,23 +370,31 @@ func (s *Snapshot) Same(ctx context.Context, seen Seen) (Seen, bool, error) {
 // isBlob says whether name is a regular file of that size whose bytes have that
 // digest. The size is compared before a byte is read.
 func isBlob(ctx context.Context, dirfd int, name string, d digest.Digest, size int64) (bool, error) {
+	fd, err := openBlob(ctx, dirfd, name, d, size)
+	if fd >= 0 {
+		closeFD(fd)
+	}
+	return fd >= 0, err
+}
+
+// openBlob opens a blob if isBlob; -1 if it is not.
+func openBlob(ctx context.Context, dirfd int, name string, d digest.Digest, size int64) (int, error) {
 	fd, attr, err := openRegular(dirfd, name)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) {
-		return false, nil
+		return -1, nil
 	}
 	if err != nil {
-		return false, err
-	}
-	defer closeFD(fd)
-	if attr.Size != size {
-		return false, nil
+		return -1, err
 	}
 	h := d.Algorithm().Hash()
-	source := &readFrom{ctx: ctx, r: io.LimitReader(&fdReader{fd: fd, name: name}, size)}
-	if _, err := io.Copy(h, source); err != nil {
-		return false, err
+	if attr.Size == size {
+		_, err = io.Copy(h, &readFrom{ctx: ctx, r: io.LimitReader(&fdReader{fd: fd, name: name}, size)})
 	}
-	return digest.NewDigest(d.Algorithm(), h) == d, nil
+	if err == nil && attr.Size == size && digest.NewDigest(d.Algorithm(), h) == d {
+		return fd, nil
+	}
+	closeFD(fd)
+	return -1, err
 }
 
 // A Blob is an open file of a layout: a blob, index.json or oci-layout.

@@ -111,7 +111,7 @@ func (l *lander) copy(w io.Writer, r io.Reader, h hash.Hash) (head []byte, n int
 			k += more
 		}
 		if n == 0 {
-			head = append(head, (*buf)[:min(k, 8)]...)
+			head = append(head, (*buf)[:min(k, 10)]...)
 		}
 		n += int64(k)
 		if k > 0 && w != nil {
@@ -217,12 +217,11 @@ func (u *unpacking) landUnnamed(name string, r io.Reader) (p part, err error) {
 	if err := u.mkdirs(path.Dir(to)); err != nil {
 		return part{}, err
 	}
-	there, err := u.has(p.digest) // the same twice
-	if err == nil && !there {
-		there, err = u.link(p.digest, p.size)
-	}
-	if err != nil {
-		return part{}, err
+	_, there := u.blobs[p.digest] // the same twice
+	if !there {
+		if there, err = u.link(p.digest, p.size); err != nil {
+			return part{}, err
+		}
 	}
 	if there {
 		file.close()
@@ -284,22 +283,17 @@ func (u *unpacking) link(d digest.Digest, size int64) (bool, error) {
 	if !u.knows {
 		return false, nil
 	}
-	same, err := isBlob(u.ctx, u.known, BlobPath(d), d, size)
-	if err != nil && u.ctx.Err() != nil {
+	fd, err := openBlob(u.ctx, u.known, BlobPath(d), d, size)
+	if err != nil || fd < 0 {
+		return false, u.ctx.Err() // after any other error it is written
+	}
+	defer closeFD(fd)
+	if err := fsync(fd, BlobPath(d)); err != nil { // whoever wrote it may not have
 		return false, err
 	}
-	if err != nil || !same {
-		return false, nil // it is written, then
-	}
-	if err := syncFile(u.known, BlobPath(d)); err != nil { // whoever wrote it may not have
+	err = linkOpen(fd, u.dirfd, BlobPath(d))
+	if errors.Is(err, fs.ErrExist) {
 		return false, err
 	}
-	switch err := linkFile(u.known, BlobPath(d), u.dirfd, BlobPath(d)); {
-	case err == nil:
-	case errors.Is(err, fs.ErrExist):
-		return false, err
-	default:
-		return false, nil // protected_hardlinks (proc_sys_fs(5)), a file system without links
-	}
-	return true, nil
+	return err == nil, nil // else protected_hardlinks (proc_sys_fs(5)), or a file system without links
 }

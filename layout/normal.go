@@ -5,8 +5,8 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
-	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -59,6 +59,12 @@ func tagOf(name string) string {
 	return string(b)
 }
 
+// nameOf is what a descriptor in index.json is called: by the annotation for that, or
+// by containerd's.
+func nameOf(d v1.Descriptor) string {
+	return cmp.Or(d.Annotations[refName], d.Annotations[fullName])
+}
+
 // ociTypes are OCI's names for Docker's media types (OCI image-spec v1.1,
 // media-types.md, "Compatibility Matrix").
 var ociTypes = map[string]string{
@@ -68,7 +74,7 @@ var ociTypes = map[string]string{
 	"application/vnd.docker.image.rootfs.diff.tar":      v1.MediaTypeImageLayer,
 	MediaTypeDockerLayer:                                v1.MediaTypeImageLayerGzip,
 	"application/vnd.docker.image.rootfs.diff.tar.zstd": v1.MediaTypeImageLayerZstd,
-	MediaTypeDockerForeignLayer:                         v1.MediaTypeImageLayerNonDistributableGzip, //nolint:staticcheck // it is what the image has
+	MediaTypeDockerForeignLayer:                         "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
 }
 
 func ociType(mediaType string) string {
@@ -90,8 +96,9 @@ type normalising struct {
 	snap    *Snapshot
 	reached *reached
 	fates   map[digest.Digest]fate
-	changed rewriting
-	typed   int // documents that have other media types now
+	moves   map[digest.Digest]move // without the bytes
+	inToto  map[digest.Digest]bool // manifests all of whose layers are attestations
+	typed   int                    // documents that have other media types now
 }
 
 // normalise gives the index.json for what snap was read from, and adds the
@@ -108,19 +115,11 @@ func (u *unpacking) normalise(snap *Snapshot, index []byte) ([]byte, error) {
 	}
 	n := &normalising{
 		unpacking: u, snap: snap, reached: r, fates: map[digest.Digest]fate{},
-		changed: rewriting{moves: map[digest.Digest]move{}, was: map[digest.Digest][]byte{}},
+		moves: map[digest.Digest]move{}, inToto: map[digest.Digest]bool{},
 	}
 	rows, err := n.rows()
 	if err != nil {
 		return nil, err
-	}
-	if err := snap.inlined(r, n.changed.was); err != nil {
-		return nil, err
-	}
-	for _, b := range n.changed.blobs {
-		if err := u.put(b.Descriptor, b.bytes); err != nil {
-			return nil, err
-		}
 	}
 	if index, err = editDescriptors(index, func(i int, text []byte) ([]byte, error) { return n.row(text, rows[i]) }); err != nil {
 		return nil, err
@@ -142,6 +141,9 @@ func (n *normalising) rows() ([]row, error) {
 	list := make([]row, len(n.snap.index.Manifests))
 	left, tagged := 0, 0
 	for i, d := range n.snap.index.Manifests {
+		if !n.in.KeepAll && !IsIndex(d.MediaType) && !IsManifest(d.MediaType) {
+			return nil, corruptf("%s: of media type %.100q, which is neither that of an image nor of an index", d.Digest, d.MediaType)
+		}
 		f, err := n.settle(d)
 		if err != nil {
 			return nil, err
@@ -164,7 +166,7 @@ func (n *normalising) rows() ([]row, error) {
 			f = n.fates[f.only.Digest]
 		}
 		left++
-		if d.Annotations[refName] != "" {
+		if nameOf(d) != "" {
 			tagged++
 		}
 	}
@@ -183,7 +185,8 @@ func (n *normalising) tag(list []row, tagged bool) error {
 	users := map[string]user{}
 	for i := range list {
 		r := &list[i]
-		name, named := r.was.Annotations[refName]
+		_, named := r.was.Annotations[refName]
+		name := nameOf(r.was)
 		switch {
 		case r.dropped:
 			continue
@@ -204,8 +207,10 @@ func (n *normalising) tag(list []row, tagged bool) error {
 		switch {
 		case !taken:
 			users[r.tag] = user{r, name}
-		case first.row.is.Digest == r.is.Digest && first.name != name:
-			n.Dropped = append(n.Dropped, fmt.Sprintf("the name %s (it is the same image as %s, by the same tag)", name, first.name))
+		case first.row.is.Digest == r.is.Digest:
+			if first.name != name {
+				n.Dropped = append(n.Dropped, fmt.Sprintf("the name %s (it is the same image as %s, by the same tag)", name, first.name))
+			}
 			r.dropped = true
 		default:
 			return corruptf("%q and %q would both get the tag %q", first.name, name, r.tag)
@@ -219,18 +224,11 @@ func (n *normalising) row(text []byte, r row) ([]byte, error) {
 	if r.dropped {
 		return nil, nil
 	}
-	to := move{Digest: r.is.Digest, Size: r.is.Size}
-	moved, ok := n.changed.moves[r.is.Digest]
-	if ok {
-		to = moved
-	} else if r.was.Data != nil {
-		data, _, _, err := readBlob(n.dirfd, r.is, MaxIndex, nil)
-		if err != nil {
-			return nil, err
-		}
-		to.Bytes = data
+	to, err := n.moved(r.is, r.was.Data != nil)
+	if err != nil {
+		return nil, err
 	}
-	text, err := n.descriptor(text, r.is.MediaType, map[digest.Digest]move{r.was.Digest: to})
+	text, err = n.descriptor(text, r.is.MediaType, map[digest.Digest]move{r.was.Digest: to})
 	if err != nil || r.tag == "" {
 		return text, err
 	}
@@ -249,6 +247,22 @@ func (n *normalising) descriptor(text []byte, mediaType string, moves map[digest
 	return redescribe(text, mediaType, moves)
 }
 
+// moved is what a descriptor names from now on; with inline, its bytes too.
+func (n *normalising) moved(d v1.Descriptor, inline bool) (move, error) {
+	to, ok := n.moves[d.Digest]
+	if !ok {
+		to = move{Digest: d.Digest, Size: d.Size}
+	}
+	if inline {
+		data, _, _, err := readBlob(n.dirfd, v1.Descriptor{Digest: to.Digest, Size: to.Size}, MaxIndex, nil)
+		if err != nil {
+			return move{}, err
+		}
+		to.Bytes = data
+	}
+	return to, nil
+}
+
 // drop notes what is left out.
 func (s *Staged) drop(what string, d v1.Descriptor) {
 	if d.Platform != nil && what == "" {
@@ -257,9 +271,15 @@ func (s *Staged) drop(what string, d v1.Descriptor) {
 	if what == "" {
 		what = "image"
 	}
-	if part := what + " " + string(d.Digest); !slices.Contains(s.Dropped, part) {
-		s.Dropped = append(s.Dropped, part)
+	part := what + " " + string(d.Digest)
+	if s.dropped[part] {
+		return
 	}
+	if s.dropped == nil {
+		s.dropped = map[string]bool{}
+	}
+	s.dropped[part] = true
+	s.Dropped = append(s.Dropped, part)
 }
 
 // redescribe is the text of a descriptor of that media type, after the moves.
@@ -274,27 +294,35 @@ func redescribe(text []byte, mediaType string, moves map[digest.Digest]move) ([]
 
 // attests says whether a descriptor is one of an attestation, which is dropped.
 func (n *normalising) attests(d v1.Descriptor) (bool, error) {
-	if n.in.KeepAll || !IsManifest(d.MediaType) || d.Platform == nil {
+	if n.in.KeepAll || !IsManifest(d.MediaType) || !looksLikeAttestation(d) {
 		return false, nil
+	}
+	all, known := n.inToto[d.Digest]
+	if known {
+		return all, nil
 	}
 	m, err := n.snap.Manifest(Entry{Descriptor: d})
 	if errors.Is(err, ErrMissing) {
 		return false, nil
 	}
-	return err == nil && m.Kind == KindAttestation, err
+	if err != nil {
+		return false, err
+	}
+	n.inToto[d.Digest] = m.Kind == KindAttestation
+	return n.inToto[d.Digest], nil
 }
 
 // settle finds out what becomes of a manifest or index, and of all that hangs on it.
 func (n *normalising) settle(d v1.Descriptor) (fate, error) {
+	if d.Data != nil && d.Digest.Algorithm().FromBytes(d.Data) != d.Digest {
+		return fate{}, notInlined(d)
+	}
 	if f, ok := n.fates[d.Digest]; ok {
 		return f, nil
 	}
-	there, err := n.has(d.Digest)
-	if err != nil {
-		return fate{}, err
-	}
+	err := n.ctx.Err()
 	f := fate{gone: "not in the archive"}
-	if there {
+	if _, there := n.blobs[d.Digest]; there && err == nil {
 		f = fate{}
 		switch {
 		case IsIndex(d.MediaType):
@@ -350,13 +378,22 @@ func (n *normalising) settleIndex(d v1.Descriptor) (fate, error) {
 		if dropped[i] {
 			return nil, nil
 		}
-		return n.descriptor(text, children[i].MediaType, n.changed.moves)
+		moves := n.moves
+		if _, ok := moves[children[i].Digest]; ok && children[i].Data != nil {
+			to, err := n.moved(children[i], true)
+			if err != nil {
+				return nil, err
+			}
+			moves = maps.Clone(moves)
+			moves[children[i].Digest] = to
+		}
+		return n.descriptor(text, children[i].MediaType, moves)
 	})
 	if err == nil {
 		is, err = n.typeOf(is, d.MediaType)
 	}
 	if err == nil {
-		err = n.changed.put(d, was, is, MaxIndex)
+		err = n.became(d, was, is, MaxIndex)
 	}
 	f := fate{}
 	if len(left) == 1 && len(left) < len(children) {
@@ -372,6 +409,19 @@ func (n *normalising) typeOf(text []byte, mediaType string) ([]byte, error) {
 		return text, nil
 	}
 	return setString(text, "mediaType", oci)
+}
+
+// became notes what a document becomes, if that is anything else, and adds it.
+func (n *normalising) became(d v1.Descriptor, was, is []byte, limit int) error {
+	if bytes.Equal(was, is) {
+		return nil
+	}
+	if len(is) > limit {
+		return limitf("%s: would grow to %d bytes, over the limit of %d", d.Digest, len(is), limit)
+	}
+	now := v1.Descriptor{Digest: d.Digest.Algorithm().FromBytes(is), Size: int64(len(is))}
+	n.moves[d.Digest] = move{Digest: now.Digest, Size: now.Size}
+	return n.put(now, is)
 }
 
 // retype makes an OCI manifest of one that has media types of Docker's.
@@ -390,7 +440,7 @@ func (n *normalising) retype(d v1.Descriptor) error {
 	if !bytes.Equal(is, m.Bytes) {
 		n.typed++
 	}
-	return n.changed.put(d, m.Bytes, is, MaxManifest)
+	return n.became(d, m.Bytes, is, MaxManifest)
 }
 
 // retypeParts gives the descriptors of config and layers in a manifest OCI's media types.

@@ -279,7 +279,6 @@ func TestOneTagForTwoImages(t *testing.T) {
 		{"of different repositories", tagged(amd, "a/b:1"), tagged(arm, "c/d:1"), `"a/b:1" and "c/d:1" would both get the tag "1"`},
 		{"a tag, and a full name", tagged(amd, "1"), tagged(arm, "c/d:1"), `"1" and "c/d:1" would both get the tag "1"`},
 		{"by what cannot be in a tag", tagged(amd, "1+2"), tagged(arm, "1_2"), `"1+2" and "1_2" would both get the tag "1_2"`},
-		{"the same image, and the same name", tagged(amd, "1"), tagged(amd, "1"), `"1" and "1" would both get the tag "1"`},
 		{"without names", amd, arm, `"` + amd.Digest.String() + `" and "` + arm.Digest.String() + `" would both get the tag "latest"`},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -308,6 +307,17 @@ func TestOneTagForTwoImages(t *testing.T) {
 			t.Errorf("tags %q, dropped %s", i.tags(), i.dropped)
 		}
 	})
+}
+
+// The same image by the same name twice is the same.
+func TestTheSameTwice(t *testing.T) {
+	l := sample.New()
+	image := l.Image(sample.Linux("amd64"))
+	l.Tag("a/b:1", image)
+	l.Tag("a/b:1", image)
+	if i := take(t, l, layout.Intake{}); i.tags() != "1" || i.dropped != "" {
+		t.Errorf("tags %s, dropped %s", i.tags(), i.dropped)
+	}
 }
 
 // Beside a row with a name, one whose name is empty can have no tag, and what it should be nobody knows.
@@ -680,7 +690,7 @@ func keep(t testing.TB, l tarWriter, digests ...digest.Digest) intake {
 	staged, err := reg.Stage(context.Background(), bytes.NewReader(archive(t, l)), layout.Intake{Owner: me})
 	must(t, err)
 	defer staged.Discard()
-	must(t, staged.Keep(context.Background(), digests))
+	must(t, staged.Keep(context.Background(), digests, ""))
 	list, err := staged.Publish(context.Background(), "app", layout.OnExistFail)
 	must(t, err)
 	serves(t, dir+"/app")
@@ -771,7 +781,7 @@ func TestKeepOfTwoImagesOfAnIndex(t *testing.T) {
 	staged, err := registry(t, t.TempDir()).Stage(context.Background(), bytes.NewReader(archive(t, l)), layout.Intake{Owner: me})
 	must(t, err)
 	defer staged.Discard()
-	want(t, staged.Keep(context.Background(), []digest.Digest{amd.Digest, arm.Digest}), layout.ErrCorrupt, "only one can take its place")
+	want(t, staged.Keep(context.Background(), []digest.Digest{amd.Digest, arm.Digest}, ""), layout.ErrCorrupt, "only one can take its place")
 }
 
 // Whatever an archive nests, and whatever of it is missing: it is refused whole, or comes out so that it can be served, and is the same the next time.

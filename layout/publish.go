@@ -59,7 +59,7 @@ func (s *Staged) Publish(ctx context.Context, name string, onExist OnExist) ([]I
 		app, appErr := s.reg.App(name)
 		switch {
 		case appErr != nil:
-			err = kindf(ErrExist, "%s: a directory of that name is there, and is not an app", name)
+			err = kindf(ErrExist, "%s: something of that name is there, and is not an app", name)
 		case onExist == OnExistFail:
 			err = kindf(ErrExist, "%s: the app is there already", name)
 		default:
@@ -90,18 +90,18 @@ func (s *Staged) publishNew(name string) (err error) {
 			continue
 		}
 		dir := name[:i]
-		if err = s.mkdir(s.reg.fd, dir); errors.Is(err, fs.ErrExist) {
-			continue
-		}
-		defer func() {
-			if err != nil {
-				rmdir(s.reg.fd, dir)
-			}
-		}()
+		err = s.mkdir(s.reg.fd, dir)
 		if err == nil {
-			err = syncDir(s.reg.fd, path.Dir(dir))
+			defer func() {
+				if err != nil {
+					rmdir(s.reg.fd, dir)
+				}
+			}()
+		} else if !errors.Is(err, fs.ErrExist) {
+			return err
 		}
-		if err != nil {
+		// Also one that is there: another import may just have made it.
+		if err = syncDir(s.reg.fd, path.Dir(dir)); err != nil {
 			return err
 		}
 	}
@@ -157,19 +157,31 @@ func (s *Staged) merge(ctx context.Context, app *App, staged *Snapshot, mayMove 
 		if len(index) > MaxIndex {
 			return limitf("%s: would grow to %d bytes, over the limit of %d", indexName, len(index), MaxIndex)
 		}
-		// Also if nothing is to be added: what is there may be damaged.
-		if err := s.moveBlobs(ctx, l); err != nil {
-			return err
-		}
-		if len(add)+len(moved) == 0 {
-			return l.settle(snap, nil)
-		}
 		w, err := newWork(l.dirfd)
 		if err != nil {
 			return err
 		}
 		defer w.close()
-		return l.putIndex(ctx, w, snap, seen, index)
+		f, err := l.writeIndex(w, index) // first, for it may fail
+		if err != nil {
+			return err
+		}
+		defer f.close()
+		// Also if nothing is to be added: what is there may be damaged.
+		added, err := s.addBlobs(ctx, l)
+		switch {
+		case err != nil:
+		case len(add)+len(moved) == 0:
+			err = l.settle(snap, nil)
+		default:
+			err = l.swapIndex(ctx, w, snap, seen, f)
+		}
+		if err != nil {
+			for _, name := range added {
+				unlink(l.dirfd, name)
+			}
+		}
+		return err
 	})
 }
 
@@ -224,52 +236,68 @@ func (s *Staged) toAdd(snap, staged *Snapshot, mayMove bool) (add [][]byte, move
 	return add, moved, nil
 }
 
-// moveBlobs gives the staged blobs to the app l. What it has already stays,
-// if its bytes are right.
-func (s *Staged) moveBlobs(ctx context.Context, l *locked) error {
+// addBlobs gives the app l the staged blobs. What it has already stays, if its
+// bytes are right. added are the names of those that it had not, also with an error.
+func (s *Staged) addBlobs(ctx context.Context, l *locked) (added []string, err error) {
 	from, err := s.App.open()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer closeFD(from)
 	algorithms, err := readDir(from, "blobs")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, algorithm := range algorithms {
 		dir := path.Join("blobs", algorithm.name)
 		if err := s.mkdir(l.dirfd, dir); err != nil && !errors.Is(err, fs.ErrExist) {
-			return err
+			return added, err
 		}
 		list, err := readDir(from, dir)
 		if err != nil {
-			return err
+			return added, err
 		}
 		slices.SortFunc(list, func(a, b dirent) int { return strings.Compare(a.name, b.name) })
 		for _, e := range list {
 			name := path.Join(dir, e.name)
 			d, err := ParseDigest(algorithm.name + ":" + e.name)
 			if err != nil {
-				return err
+				return added, err
 			}
-			if err = renameNew(from, name, l.dirfd, name); errors.Is(err, fs.ErrExist) {
-				err = s.moveOver(ctx, from, l.dirfd, name, d)
+			err = addBlob(from, l.dirfd, name)
+			if err == nil {
+				added = append(added, name)
+			} else if errors.Is(err, fs.ErrExist) {
+				err = s.addOver(ctx, from, l.dirfd, name, d)
 			}
 			if err != nil {
-				return err
+				return added, err
 			}
 		}
 		if err := syncDir(l.dirfd, dir); err != nil {
-			return err
+			return added, err
 		}
 	}
-	return syncDir(l.dirfd, "blobs")
+	return added, syncDir(l.dirfd, "blobs")
 }
 
-// moveOver deals with a blob that is there already: it stays if its bytes are
+// addBlob gives a staged blob its name in an app that has none of that name. Where
+// that can be, it stays staged too, for another try.
+func addBlob(from, to int, name string) error {
+	err := linkFile(from, name, to, name)
+	if err == nil || errors.Is(err, fs.ErrExist) || errors.Is(err, ErrCorrupt) {
+		return err
+	}
+	return renameNew(from, name, to, name)
+}
+
+// addOver deals with a blob that is there already: it stays if its bytes are
 // right. The same file under two names is.
-func (s *Staged) moveOver(ctx context.Context, from, to int, name string, d digest.Digest) error {
+func (s *Staged) addOver(ctx context.Context, from, to int, name string, d digest.Digest) error {
 	attr, err := statBeneath(from, name)
+	if errors.Is(err, fs.ErrNotExist) { // it came with another try
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -287,9 +315,9 @@ func (s *Staged) moveOver(ctx context.Context, from, to int, name string, d dige
 }
 
 // Keep leaves in the staged app only these images and indexes, and what hangs on
-// them. One that index.json itself does not list takes the place of the index there
+// them; of the tags that name them only that tag, if it is not "". One that index.json itself does not list takes the place of the index there
 // that lists it, and its tag; of two in one index the second is an error.
-func (s *Staged) Keep(ctx context.Context, keep []digest.Digest) error {
+func (s *Staged) Keep(ctx context.Context, keep []digest.Digest, tag string) error {
 	wanted := map[digest.Digest]bool{}
 	for _, d := range keep {
 		wanted[d] = true
@@ -301,11 +329,11 @@ func (s *Staged) Keep(ctx context.Context, keep []digest.Digest) error {
 		}
 		index, err := editDescriptors(raw, func(i int, text []byte) ([]byte, error) {
 			row := snap.index.Manifests[i]
-			if wanted[row.Digest] {
+			if wanted[row.Digest] && (tag == "" || row.Annotations[refName] == tag) {
 				return text, nil
 			}
 			n, ok := heir[row.Digest]
-			if !ok {
+			if !ok || wanted[row.Digest] {
 				s.drop(row.Annotations[refName], row)
 				return nil, nil
 			}

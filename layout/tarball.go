@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"path"
 	"regexp"
 	"strconv"
@@ -23,14 +24,22 @@ const (
 	maxEntryNames = 8 << 20 // bytes of all names together
 )
 
+// A reading is how far an archive was read.
+type reading struct {
+	packed atomic.Bool // it is compressed
+	atEnd  atomic.Bool // its end was read, and only zeros may follow
+}
+
 // read reads the archive to its end.
-func (u *unpacking) read(archive io.Reader, atEnd *atomic.Bool) error {
+func (u *unpacking) read(archive io.Reader, far *reading) error {
 	source := &readFrom{ctx: u.ctx, r: archive}
 	unpacked, close, err := decompress(source)
 	if err != nil {
 		return err
 	}
 	defer close()
+	_, packed := unpacked.(*unpacker)
+	far.packed.Store(packed)
 	tail := &tail{source: source, r: unpacked}
 	entries := tar.NewReader(tail)
 	names := nameTree{kinds: map[string]byte{}}
@@ -75,7 +84,7 @@ func (u *unpacking) read(archive io.Reader, atEnd *atomic.Bool) error {
 			}
 		}
 	}
-	return tail.end(padding, atEnd)
+	return tail.end(padding, far)
 }
 
 // A nameTree is the names of an archive, and what is there: a file f, a link l, a
@@ -180,8 +189,8 @@ func plainly(raw []byte) (p plainHeader, odd string) {
 			return p, "a header that is not whole"
 		}
 		block := raw[:512]
-		for _, field := range [][2]int{{100, 108}, {108, 116}, {116, 124}, {124, 136}, {136, 148}} { // mode, uid, gid, size, mtime
-			if _, ok := number(block[field[0]:field[1]]); !ok {
+		for i, field := range [][2]int{{100, 108}, {108, 116}, {116, 124}, {124, 136}, {136, 148}} { // mode, uid, gid, size, mtime
+			if n, ok := number(block[field[0]:field[1]]); !ok || i < 3 && n > math.MaxUint32 {
 				return p, "a malformed number in its header"
 			}
 		}
@@ -270,7 +279,7 @@ func parseRecords(text string) (records map[string]string, odd string) {
 			return nil, "a malformed extended header"
 		}
 		key, value, ok := strings.Cut(text[len(digits)+1:n-1], "=")
-		if text = text[n:]; !ok || key == "" || key[0] == ' ' {
+		if text = text[n:]; !ok || key == "" || strings.IndexByte(" \t\n\v\f\r", key[0]) >= 0 {
 			return nil, "a malformed extended header"
 		}
 		form, heeded := recordForms[key]
@@ -331,9 +340,9 @@ type tail struct {
 	head      []byte
 }
 
-// maxHeaders is how many bytes of headers one entry may have: archive/tar allows
-// 1 MiB for each extension.
-const maxHeaders = 4 << 20
+// maxHeaders is how many bytes of headers of one entry are looked at; with more it
+// is refused, for they are not whole then.
+const maxHeaders = 256 << 10
 
 func (t *tail) Read(p []byte) (int, error) {
 	n, err := t.r.Read(p)
@@ -371,7 +380,7 @@ func (t *tail) failed(err error) error {
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return fmt.Errorf("archive: it ends in the middle of an entry: %w", incomplete{})
 	case errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong):
-		return corruptf("archive: not a tar archive, or a damaged one: %w", err)
+		return corruptf("archive: not a tar archive (or one in gzip, zstd, xz or bzip2), or a damaged one: %w", err)
 	}
 	return err
 }
@@ -379,12 +388,12 @@ func (t *tail) failed(err error) error {
 // end checks that the archive had its two blocks of zeros (POSIX.1-2024, pax,
 // "ustar Interchange Format"), and reads on to the end of the stream, where
 // only zeros may follow.
-func (t *tail) end(padding int64, atEnd *atomic.Bool) error {
+func (t *tail) end(padding int64, far *reading) error {
 	t.headers()
 	if t.zeros < padding+1024 {
 		return fmt.Errorf("archive: its end is missing (two blocks of zeros): %w", incomplete{})
 	}
-	atEnd.Store(true)
+	far.atEnd.Store(true)
 	b := getBuffer()
 	defer putBuffer(b)
 	for {

@@ -148,12 +148,18 @@ func (s *Signer) Sign(ctx context.Context, app *layout.App, pick func(*layout.Sn
 	return o, nil
 }
 
-// SignStaged signs what pick chooses of an archive that is not published yet, and
-// leaves nothing else in it.
-func (s *Signer) SignStaged(ctx context.Context, staged *layout.Staged, pick func(*layout.Snapshot) ([]layout.Entry, error)) (*Outcome, error) {
+// SignStaged signs what a reference names in an archive that is not published yet,
+// a tag or a digest, or with "" everything that can be signed, and leaves nothing else
+// in it.
+func (s *Signer) SignStaged(ctx context.Context, staged *layout.Staged, reference string) (*Outcome, error) {
 	var picked []layout.Entry
 	outcome, err := s.Sign(ctx, staged.App, func(snap *layout.Snapshot) (_ []layout.Entry, err error) {
-		picked, err = pick(snap)
+		if reference == "" {
+			picked, err = Signable(snap)
+		} else {
+			picked = make([]layout.Entry, 1)
+			picked[0], err = snap.Resolve(reference)
+		}
 		return picked, err
 	})
 	if err != nil {
@@ -163,7 +169,10 @@ func (s *Signer) SignStaged(ctx context.Context, staged *layout.Staged, pick fun
 	for _, e := range picked {
 		keep = append(keep, outcome.Moved(e.Digest))
 	}
-	return outcome, staged.Keep(ctx, keep)
+	if _, err := layout.ParseDigest(reference); err == nil {
+		reference = "" // all the tags of that
+	}
+	return outcome, staged.Keep(ctx, keep, reference)
 }
 
 // edits gives the annotations for each image in an entry, and what in an index

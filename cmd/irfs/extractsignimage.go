@@ -1,10 +1,6 @@
 package main
 
-import (
-	"fmt"
-
-	"irfs/sign"
-)
+import "fmt"
 
 func runExtractSignImage(c *command, args []string) error {
 	flags := newFlags(c)
@@ -43,11 +39,7 @@ func runExtractSignImage(c *command, args []string) error {
 		return err
 	}
 	defer staged.Discard()
-	pick := sign.Signable
-	if *reference != "" {
-		pick = resolve(*reference)
-	}
-	outcome, err := signer.SignStaged(ctx, staged, pick)
+	outcome, err := signer.SignStaged(ctx, staged, *reference)
 	if err != nil {
 		return fmt.Errorf("%s: %w", archive.file, err)
 	}
