@@ -205,8 +205,8 @@ func (f *dropFile) truncate(ctx context.Context, h *dropHandle, size int64) sysc
 	nothing := size != 0 && a.receipt() || size == 0 && (a == nil || !a.written && !a.over)
 	idle := a == nil || a.over || a.closed && !a.publishing
 	if !nothing && h == nil && size == 0 && idle {
-		f.m.drops.discards.Go(a.discard)
-		f.attempt, f.expires, nothing = nil, time.Time{}, true
+		f.drop()
+		f.expires, nothing = time.Time{}, true
 	}
 	f.mu.Unlock()
 	switch {
@@ -244,12 +244,23 @@ func (f *dropFile) begin(h *dropHandle, anew bool) (*attempt, syscall.Errno) {
 	case a != nil && (a.publishing || a.by != h && !a.over && !a.closed):
 		return nil, syscall.EBUSY
 	}
-	if a != nil {
-		f.m.drops.discards.Go(a.discard)
-	}
+	f.drop()
 	f.attempt = &attempt{file: f, by: h, turn: make(chan struct{}, 1)}
 	h.attempt, f.expires = f.attempt, time.Time{}
 	return f.attempt, 0
+}
+
+// drop gives up the attempt, in whose place another one comes. mu is held.
+func (f *dropFile) drop() {
+	a := f.attempt
+	if a == nil {
+		return
+	}
+	if !a.over {
+		a.over, a.err = true, errIncomplete
+	}
+	f.m.drops.discards.Go(a.discard)
+	f.attempt = nil
 }
 
 // write has something done to the archive that a handle writes.
@@ -505,7 +516,10 @@ const renameWait = 5 * time.Second
 // but for names with a leading dot, which wait for their rename.
 func (f *dropFile) Release(ctx context.Context, h gofs.FileHandle) syscall.Errno {
 	handle := h.(*dropHandle)
-	if a := handle.attempt; a != nil && a.enter(context.Background()) == nil {
+	f.mu.Lock()
+	a := handle.attempt
+	f.mu.Unlock()
+	if a != nil && a.enter(context.Background()) == nil {
 		a.release()
 		a.leave()
 	}

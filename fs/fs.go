@@ -52,9 +52,10 @@
 //
 // What is written into import/ is taken in while it arrives (layout.Arrival), and
 // published by the close that follows its end, which returns how that went
-// (drop.go). A close that comes earlier is an error for the process that opened the file,
+// (dropfile.go). A close that comes earlier is an error for the process that opened the file,
 // and nothing for a child that had a copy of it. Names with a leading dot are published by
-// the rename that takes the dot away.
+// the rename that takes the dot away. One open handle writes an archive, and it is
+// imported with the rights that its opener had when he opened it, whoever closes it.
 //
 // # The control file
 //
