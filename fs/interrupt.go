@@ -18,9 +18,23 @@ func patient(ctx context.Context, pid uint32) (_ context.Context, stop func()) {
 	return until(ctx, func() bool { return interrupted(pid, false) })
 }
 
-// steadfast is patient for what cannot be done again: only the caller's death ends it.
+// steadfast is patient for what cannot be done again: only the caller's death ends
+// it, and nobody looks for that before it has taken a while.
 func steadfast(ctx context.Context, pid uint32) (_ context.Context, stop func()) {
-	return until(ctx, func() bool { return interrupted(pid, true) })
+	out, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	late := time.AfterFunc(50*time.Millisecond, func() {
+		waiting, stop := until(ctx, func() bool { return interrupted(pid, true) })
+		defer stop()
+		select {
+		case <-waiting.Done():
+			cancel()
+		case <-out.Done():
+		}
+	})
+	return out, func() {
+		late.Stop()
+		cancel()
+	}
 }
 
 // until gives a context that ends once ctx has and over says so.
