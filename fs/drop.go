@@ -43,6 +43,7 @@ type drops struct {
 	swept time.Time
 	done  receipts
 
+	live     sync.Map // the attempts that hold anything
 	discards sync.WaitGroup
 }
 
@@ -78,7 +79,7 @@ func (d *drops) count() (open int) {
 		publishing := f.attempt != nil && f.attempt.publishing
 		if !publishing && f.handles == 0 && !f.expires.IsZero() && time.Now().After(f.expires) {
 			delete(d.files, name)
-			d.discards.Go(f.attempt.discard) // not here: it may wait
+			f.drop()
 			f.ForgetPersistent()
 		} else if f.isWaiting() {
 			open++
@@ -90,13 +91,10 @@ func (d *drops) count() (open int) {
 
 // close frees what was dropped and not taken in.
 func (d *drops) close() {
-	d.mu.Lock()
-	files := d.files
-	d.files = map[string]*dropFile{}
-	d.mu.Unlock()
-	for _, f := range files {
-		f.attempt.discard()
-	}
+	d.live.Range(func(a, _ any) bool {
+		a.(*attempt).discard()
+		return true
+	})
 	d.discards.Wait()
 	d.mounted.tree.Registry.StopReceiving()
 }
@@ -308,27 +306,30 @@ func (n *dropDir) Create(ctx context.Context, name string, flags uint32, mode ui
 	if err := d.checkName(at); err != nil {
 		return nil, nil, 0, d.refuse(ctx, at, err)
 	}
+	f := &dropFile{refusing: refusing{n.m, path.Join(n.path, name)}, owner: callerOf(ctx), name: at, handles: 1, mode: mode & 0o777, mtime: time.Now()}
+	h := newDropHandle(ctx, flags)
 	d.mu.Lock()
-	full, there, ino := len(d.files) >= maxDrops && d.count() >= maxDrops, d.files[at] != nil, d.ino()
+	ino := d.ino()
 	d.mu.Unlock()
+	inode := n.NewPersistentInode(ctx, f, gofs.StableAttr{Mode: syscall.S_IFREG, Ino: ino})
+	d.mu.Lock()
+	there := d.files[at] != nil
+	full := !there && len(d.files) >= maxDrops && d.count() >= maxDrops
+	if !full && !there {
+		d.files[at] = f
+	}
+	d.mu.Unlock()
+	if full || there {
+		f.ForgetPersistent()
+	}
 	switch {
-	case there:
+	case there: // another one was faster
 		return nil, nil, 0, syscall.EEXIST
 	case full:
 		return nil, nil, 0, d.refuse(ctx, at, &fault{syscall.EDQUOT, fmt.Sprintf("import/ holds %d files already that were not taken in; remove some, or wait", maxDrops)})
 	}
-	f := &dropFile{refusing: refusing{n.m, path.Join(n.path, name)}, owner: callerOf(ctx), name: at, mode: mode & 0o777, mtime: time.Now()}
-	inode := n.NewPersistentInode(ctx, f, gofs.StableAttr{Mode: syscall.S_IFREG, Ino: ino})
-	d.mu.Lock()
-	if d.files[at] != nil { // another one was faster
-		d.mu.Unlock()
-		f.ForgetPersistent()
-		return nil, nil, 0, syscall.EEXIST
-	}
-	d.files[at] = f
-	d.mu.Unlock()
 	f.fill(&out.Attr)
-	return inode, f.handle(ctx, flags), fuse.FOPEN_DIRECT_IO, 0
+	return inode, h, fuse.FOPEN_DIRECT_IO, 0
 }
 
 func (n *dropDir) Unlink(_ context.Context, name string) syscall.Errno {
@@ -382,7 +383,9 @@ func (n *dropDir) Rename(ctx context.Context, name string, to gofs.InodeEmbedder
 	if old := d.files[toAt]; old != nil && old != f {
 		old.unlink()
 	}
-	delete(d.files, at)
+	if d.files[at] == f {
+		delete(d.files, at)
+	}
 	d.files[toAt] = f
 	f.mu.Lock()
 	f.name = toAt

@@ -3,6 +3,7 @@ package fs
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -55,7 +56,8 @@ type attempt struct {
 
 	// turn is held by who works on what follows.
 	turn    chan struct{}
-	arrival *layout.Arrival // nil before the first write, and once it is over
+	arrival *layout.Arrival // nil before the first write, and once it is complete
+	staged  *layout.Staged  // what is complete, and could not be published yet
 
 	// These are guarded by file.mu.
 	size       int64
@@ -103,6 +105,11 @@ func (a *attempt) free() {
 		a.arrival.Abort()
 		a.arrival = nil
 	}
+	if a.staged != nil {
+		a.staged.Discard()
+		a.staged = nil
+	}
+	a.file.m.drops.live.Delete(a)
 }
 
 // discard frees what was written, once nobody works on it.
@@ -122,17 +129,16 @@ type dropHandle struct {
 	rights   credentials
 	rightErr error // why rights are not known
 	writes   bool
-	attempt  *attempt // the last that it wrote; guarded by the file's mu
+	// These are guarded by the file's mu.
+	attempt *attempt // the last that it wrote
+	wrote   bool     // anything at all
 }
 
-func (f *dropFile) handle(ctx context.Context, flags uint32) *dropHandle {
+func newDropHandle(ctx context.Context, flags uint32) *dropHandle {
 	h := &dropHandle{caller: callerOf(ctx), process: process(pidOf(ctx)), writes: flags&syscall.O_ACCMODE != syscall.O_RDONLY}
 	if h.writes {
 		h.rights, h.rightErr = credentialsOf(h.caller)
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.handles++
 	return h
 }
 
@@ -167,8 +173,20 @@ func (f *dropFile) fill(out *fuse.Attr) {
 	out.Mode = syscall.S_IFREG | f.mode
 }
 
+// Open opens what still has its name: the end of the last handle, which may come
+// late, has a file forgotten that nothing came of.
 func (f *dropFile) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uint32, syscall.Errno) {
-	return f.handle(ctx, flags), fuse.FOPEN_DIRECT_IO, 0
+	h := newDropHandle(ctx, flags)
+	d := f.m.drops
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if d.files[f.name] != f {
+		return nil, 0, syscall.ESTALE
+	}
+	f.handles++
+	return h, fuse.FOPEN_DIRECT_IO, 0
 }
 
 func (f *dropFile) Getattr(_ context.Context, _ gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
@@ -200,6 +218,9 @@ func (f *dropFile) Setattr(ctx context.Context, h gofs.FileHandle, in *fuse.SetA
 // truncate sets the size. 0 begins anew; for a receipt no other size matters. The
 // kernel names no handle for open(2) with O_TRUNC, nor for truncate(2).
 func (f *dropFile) truncate(ctx context.Context, h *dropHandle, size int64) syscall.Errno {
+	if h != nil && !h.opened(ctx) {
+		return errnoOf(errCaller)
+	}
 	f.mu.Lock()
 	a := f.attempt
 	nothing := size != 0 && a.receipt() || size == 0 && (a == nil || !a.written && !a.over)
@@ -246,6 +267,7 @@ func (f *dropFile) begin(h *dropHandle, anew bool) (*attempt, syscall.Errno) {
 	}
 	f.drop()
 	f.attempt = &attempt{file: f, by: h, turn: make(chan struct{}, 1)}
+	f.m.drops.live.Store(f.attempt, true)
 	h.attempt, f.expires = f.attempt, time.Time{}
 	return f.attempt, 0
 }
@@ -300,6 +322,7 @@ func (f *dropFile) write(ctx context.Context, h *dropHandle, anew bool, do func(
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	a.size, a.written, a.closed = size, a.written || size > 0, false
+	h.wrote = h.wrote || a.written
 	f.mtime = time.Now()
 	return errnoOf(err)
 }
@@ -365,17 +388,27 @@ func (f *dropFile) Flush(ctx context.Context, h gofs.FileHandle) syscall.Errno {
 // is an error for who closes it for good.
 func (f *dropFile) close(ctx context.Context, h gofs.FileHandle, forGood func(*dropHandle) bool) syscall.Errno {
 	handle, _ := h.(*dropHandle)
-	if handle == nil || !handle.opened(ctx) { // a copy that somebody else has
-		return 0
-	}
-	f.mu.Lock()
-	a := handle.attempt
-	nothing := a == nil || !a.written && !a.over
-	f.mu.Unlock()
-	if nothing {
+	if handle == nil {
 		return 0
 	}
 	closing := forGood(handle)
+	f.mu.Lock()
+	a := handle.attempt
+	other := a == nil || a.by != handle // who goes on with it
+	nothing := other || !a.written && !a.over
+	wrote, name := handle.wrote, f.name
+	f.mu.Unlock()
+	switch {
+	case !handle.opened(ctx) && closing && !nothing:
+		f.m.drops.log(callerOf(ctx).UID, name, "it is closed by another user than opened it; nothing was imported")
+		return syscall.EACCES
+	case !handle.opened(ctx): // a copy that somebody else has
+		return 0
+	case nothing && !other && wrote && closing: // and cut to nothing again
+		return errnoOf(layout.ErrCorrupt)
+	case nothing:
+		return 0
+	}
 	ctx, stop := patient(ctx, pidOf(ctx))
 	defer stop()
 	if err := a.enter(ctx); err != nil {
@@ -384,7 +417,8 @@ func (f *dropFile) close(ctx context.Context, h gofs.FileHandle, forGood func(*d
 	defer a.leave()
 	f.mu.Lock()
 	a.closed = a.closed || closing
-	over, err, name, unlinked := a.over, a.err, f.name, f.unlinked
+	over, err, unlinked := a.over, a.err, f.unlinked
+	name = f.name
 	f.mu.Unlock()
 	switch {
 	case over:
@@ -418,25 +452,37 @@ func (a *attempt) fail(uid uint32, name string, err error) syscall.Errno {
 // takeIn makes an app of the archive. Its turn is held.
 func (a *attempt) takeIn(ctx context.Context, name string, closing bool, by Caller, may right) syscall.Errno {
 	f := a.file
-	if a.arrival == nil {
-		return a.fail(by.UID, name, errIncomplete)
+	if !f.publishing(a) {
+		return syscall.EBUSY
 	}
-	whole, err := a.arrival.Complete(ctx, closing)
-	switch {
-	case err != nil:
-		return a.fail(by.UID, name, err)
-	case !whole && closing: // what is missing may come still
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		a.tell(by.UID, name)
-		return errnoOf(layout.ErrCorrupt)
-	case !whole:
-		return 0 // a child closed its copy
+	defer f.published(a)
+	if a.staged == nil {
+		if a.arrival == nil {
+			return a.fail(by.UID, name, errIncomplete)
+		}
+		whole, err := a.arrival.Complete(ctx, closing)
+		switch {
+		case err != nil:
+			return a.fail(by.UID, name, err)
+		case !whole && closing: // what is missing may come still
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			a.tell(by.UID, name)
+			return errnoOf(layout.ErrCorrupt)
+		case !whole:
+			return 0 // a child closed its copy
+		}
+		if a.staged, err = a.arrival.Finish(ctx); err != nil {
+			return a.fail(by.UID, name, err)
+		}
+		a.arrival = nil
 	}
-	f.publish(a, true)
-	defer f.publish(a, false)
 	app := appOf(name)
-	imported, outcome, err := a.publish(ctx, app, may)
+	imported, outcome, err := f.m.drops.publish(ctx, app, a.staged, may)
+	if errors.Is(err, context.DeadlineExceeded) { // a rename, which may be tried again
+		f.m.drops.log(by.UID, name, fmt.Sprintf("another process is changing the app %s (waited %v); rename it again", app, renameWait))
+		return syscall.EBUSY
+	}
 	if err != nil {
 		return a.fail(by.UID, name, err)
 	}
@@ -446,22 +492,18 @@ func (a *attempt) takeIn(ctx context.Context, name string, closing bool, by Call
 	return 0
 }
 
-// publish ends what arrives, which is complete, and publishes it.
-func (a *attempt) publish(ctx context.Context, app string, may right) ([]layout.Imported, string, error) {
-	staged, err := a.arrival.Finish(ctx)
-	a.arrival = nil
-	if err != nil {
-		return nil, "", err
-	}
-	defer staged.Discard()
-	return a.file.m.drops.publish(ctx, app, staged, may)
-}
-
-// publish notes that an attempt is being published, or not any more.
-func (f *dropFile) publish(a *attempt, now bool) {
+// publishing notes that an attempt is being published, if it is not over.
+func (f *dropFile) publishing(a *attempt) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	a.publishing = now
+	a.publishing = !a.over
+	return a.publishing
+}
+
+func (f *dropFile) published(a *attempt) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a.publishing = false
 }
 
 // tell logs, once, that it is not complete. file.mu is held.
@@ -486,11 +528,11 @@ func (f *dropFile) takeInAs(ctx context.Context, name string) syscall.Errno {
 		return f.m.drops.refuse(ctx, name, &fault{layout.ErrCorrupt, "archive: it is empty; nothing was imported"})
 	}
 	// Meanwhile the kernel lets nobody else into the directory.
+	ctx, stop := patient(ctx, caller.PID)
+	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, renameWait)
 	defer cancel()
-	waiting, stop := patient(ctx, caller.PID)
-	defer stop()
-	if err := a.enter(waiting); err != nil {
+	if err := a.enter(ctx); err != nil {
 		return syscall.EBUSY
 	}
 	defer a.leave()
@@ -502,11 +544,7 @@ func (f *dropFile) takeInAs(ctx context.Context, name string) syscall.Errno {
 	}
 	rights, rightErr := credentialsOf(caller)
 	h := &dropHandle{rights: rights, rightErr: rightErr}
-	errno := a.takeIn(waiting, name, true, caller, h.may)
-	if errno == syscall.EINTR && ctx.Err() == context.DeadlineExceeded {
-		errno = syscall.EBUSY
-	}
-	return errno
+	return a.takeIn(ctx, name, true, caller, h.may)
 }
 
 // renameWait is how long a rename waits for who holds an app.
@@ -520,7 +558,7 @@ func (f *dropFile) Release(ctx context.Context, h gofs.FileHandle) syscall.Errno
 	a := handle.attempt
 	f.mu.Unlock()
 	if a != nil && a.enter(context.Background()) == nil {
-		a.release()
+		a.release(handle)
 		a.leave()
 	}
 	d := f.m.drops
@@ -546,11 +584,11 @@ func (f *dropFile) Release(ctx context.Context, h gofs.FileHandle) syscall.Errno
 	return 0
 }
 
-// release is what becomes of an archive that nobody will write to any more. Its turn is held.
-func (a *attempt) release() {
+// release is what becomes of an archive whose writer is gone. Its turn is held.
+func (a *attempt) release(h *dropHandle) {
 	f := a.file
 	f.mu.Lock()
-	over, name, unlinked := a.over, f.name, f.unlinked
+	over, name, unlinked := a.over || a.by != h, f.name, f.unlinked
 	f.mu.Unlock()
 	if over {
 		return
@@ -562,7 +600,7 @@ func (a *attempt) release() {
 		f.wait()
 		return
 	}
-	a.fail(a.by.caller.UID, name, errIncomplete)
+	a.fail(h.caller.UID, name, errIncomplete)
 }
 
 // wait has the file wait for its rename. mu is held.
@@ -586,7 +624,7 @@ func (f *dropFile) unlink() bool {
 	}
 	f.unlinked = true
 	if f.handles == 0 {
-		f.m.drops.discards.Go(f.attempt.discard)
+		f.drop()
 	}
 	f.ForgetPersistent()
 	return true

@@ -35,6 +35,10 @@ type Arrival struct {
 	outcome error // why this comes to nothing
 }
 
+// maxExtents is how many pieces of an archive may lie apart from each other, ahead of
+// their turn; with more it is refused.
+const maxExtents = 1 << 16
+
 // An extent is a range of bytes of the archive.
 type extent struct{ start, end int64 }
 
@@ -146,6 +150,9 @@ func (a *Arrival) write(ctx context.Context, p []byte, off int64) error {
 			return err
 		}
 		a.ahead = ahead
+	}
+	if len(a.extents) >= maxExtents {
+		return limitf("archive: it is written in over %d pieces out of order", maxExtents)
 	}
 	n, err := a.ahead.WriteAt(p, off)
 	a.add(extent{off, off + int64(n)})

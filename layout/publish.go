@@ -176,7 +176,9 @@ func (s *Staged) merge(ctx context.Context, app *App, staged *Snapshot, mayMove 
 		default:
 			err = l.swapIndex(ctx, w, snap, seen, f)
 		}
-		if err != nil {
+		// What came of it may be in use, unless index.json is as it was: by that, if
+		// it was replaced, or by a tool that takes no lock.
+		if err != nil && l.unchanged(snap, seen) {
 			for _, name := range added {
 				unlink(l.dirfd, name)
 			}
