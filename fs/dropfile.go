@@ -396,10 +396,11 @@ func (f *dropFile) close(ctx context.Context, h gofs.FileHandle, forGood func(*d
 	a := handle.attempt
 	other := a == nil || a.by != handle // who goes on with it
 	nothing := other || !a.written && !a.over
+	going := !nothing && !a.over
 	wrote, name := handle.wrote, f.name
 	f.mu.Unlock()
 	switch {
-	case !handle.opened(ctx) && closing && !nothing:
+	case !handle.opened(ctx) && closing && going:
 		f.m.drops.log(callerOf(ctx).UID, name, "it is closed by another user than opened it; nothing was imported")
 		return syscall.EACCES
 	case !handle.opened(ctx): // a copy that somebody else has

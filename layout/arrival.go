@@ -83,7 +83,8 @@ func (f *feed) Read(p []byte) (int, error) {
 }
 
 // give hands p over, and returns when it was taken in: its bytes lie where they
-// stay, and any error of theirs is known. If ctx ends it all ends.
+// stay, and any error of theirs is known, but for the last of them, fewer than
+// smallFile, which may wait for more. If ctx ends it all ends.
 func (a *Arrival) give(ctx context.Context, p []byte) error {
 	defer context.AfterFunc(ctx, a.cancel)()
 	a.mu.Lock()

@@ -468,7 +468,7 @@ func FuzzArchive(f *testing.F) {
 	_, noTar := exec.LookPath("tar")
 	f.Fuzz(func(t *testing.T, archive []byte, mended bool) {
 		if len(archive) > 1<<20 {
-			t.Skip("long, and like short ones")
+			return // long, and like short ones
 		}
 		if mended {
 			archive = mendAll(archive)
