@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"irfs/internal/irfstest"
 	"irfs/layout/sample"
 )
 
@@ -71,10 +72,7 @@ func TestInJail(t *testing.T) {
 // below his own root directory, and no other.
 func TestCallerInJail(t *testing.T) {
 	if os.Geteuid() != 0 {
-		if os.Getenv("IRFS_TEST_NO_SKIP") != "" {
-			t.Fatal("only root can do this, and IRFS_TEST_NO_SKIP is set")
-		}
-		t.Skip("only root can do this")
+		irfstest.Skip(t, "only root can do this")
 	}
 	w := newWorld(t, images(2))
 	jail := filepath.Join(filepath.Dir(w.keys), "jail")

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"irfs/internal/irfstest"
 	"irfs/layout"
 	"irfs/layout/sample"
 )
@@ -47,7 +48,7 @@ func TestAnnotateOverAnEndlessFile(t *testing.T) {
 		file := filepath.Join(dir, "app", sample.Path(is))
 		write(t, file, "")
 		if err := os.Truncate(file, 20<<30); err != nil {
-			skip(t, "no sparse files: "+err.Error())
+			irfstest.Skip(t, "no sparse files: "+err.Error())
 		}
 		start := time.Now()
 		again, err := annotate(context.Background(), appIn(t, dir), "x", "value")

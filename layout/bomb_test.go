@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"irfs/internal/irfstest"
 	"irfs/layout"
 	"irfs/layout/sample"
 )
@@ -246,11 +247,11 @@ func TestStageCancelledAnywhere(t *testing.T) {
 func tmpfs(t *testing.T, options string) (mnt, dir string) {
 	t.Helper()
 	if os.Getuid() != 0 {
-		skip(t, "only root can mount a tmpfs")
+		irfstest.Skip(t, "only root can mount a tmpfs")
 	}
 	mnt = t.TempDir()
 	if err := unix.Mount("tmpfs", mnt, "tmpfs", 0, options); err != nil {
-		skip(t, "no tmpfs: "+err.Error())
+		irfstest.Skip(t, "no tmpfs: "+err.Error())
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(mnt, unix.MNT_DETACH); err != nil {

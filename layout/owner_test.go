@@ -12,24 +12,16 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"irfs/internal/irfstest"
 	"irfs/layout/sample"
 )
-
-// skip skips a test on a machine without what it takes, where that may be.
-func skip(t testing.TB, why string) {
-	t.Helper()
-	if os.Getenv("IRFS_TEST_NO_SKIP") != "" {
-		t.Fatal(why + ", and IRFS_TEST_NO_SKIP is set")
-	}
-	t.Skip(why)
-}
 
 // as runs do, on a thread of its own, as the file system sees another user: without a capability for files, in one group besides his own.
 // The registry in which he works has to be open already, for he cannot look into this test's directory.
 func as(t testing.TB, uid, group int, do func()) {
 	t.Helper()
 	if os.Getuid() != 0 {
-		skip(t, "only root can be another user")
+		irfstest.Skip(t, "only root can be another user")
 	}
 	done := make(chan error)
 	go func() {
@@ -111,7 +103,7 @@ func acl(t testing.TB, file string) string {
 // A file keeps its ACL, or has none if it had none, whatever its directory gives to new ones.
 func TestAnnotateKeepsACLs(t *testing.T) {
 	if _, err := exec.LookPath("setfacl"); err != nil {
-		skip(t, "setfacl is not installed")
+		irfstest.Skip(t, "setfacl is not installed")
 	}
 	for _, row := range []struct {
 		name          string
@@ -133,7 +125,7 @@ func TestAnnotateKeepsACLs(t *testing.T) {
 				}
 				args := append(options, "-m", acl, filepath.Join(dir, "app", name))
 				if out, err := exec.Command("setfacl", args...).CombinedOutput(); strings.Contains(string(out), "not supported") {
-					skip(t, "no ACLs on the file system of "+dir)
+					irfstest.Skip(t, "no ACLs on the file system of "+dir)
 				} else if err != nil {
 					t.Fatalf("setfacl: %v: %s", err, out)
 				}

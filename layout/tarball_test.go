@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"irfs/internal/irfstest"
 	"irfs/layout"
 )
 
@@ -526,7 +527,7 @@ func packed(t testing.TB, command string, data []byte) []byte {
 	t.Helper()
 	words := strings.Fields(command)
 	if _, err := exec.LookPath(words[0]); err != nil {
-		skip(t, words[0]+" is not installed")
+		irfstest.Skip(t, words[0]+" is not installed")
 	}
 	cmd := exec.Command(words[0], append(words[1:], "-c")...)
 	cmd.Stdin = bytes.NewReader(data)

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"io"
+	"irfs/internal/irfstest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,9 +18,9 @@ import (
 func demo(t *testing.T, watch func(line string, p *os.Process), env []string, by ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	temp := t.TempDir()
-	words := append(by, filepath.Join(work, "bin/irfs"), "demo")
+	words := append(by, house.Irfs(), "demo")
 	cmd := exec.Command(words[0], words[1:]...)
-	cmd.Env = append(append(os.Environ(), "TMPDIR="+temp, "GORACE=atexit_sleep_ms=10 log_path="+filepath.Join(work, "race")), env...)
+	cmd.Env = append(append(append(os.Environ(), "TMPDIR="+temp), house.Env()...), env...)
 	var out, errs bytes.Buffer
 	cmd.Stderr = &errs
 	pipe, err := cmd.StdoutPipe()
@@ -39,21 +40,13 @@ func demo(t *testing.T, watch func(line string, p *os.Process), env []string, by
 	if list, _ := os.ReadDir(temp); len(list) > 0 {
 		t.Errorf("%s is left behind", list[0].Name())
 	}
-	if left := mountsBelow(temp); len(left) > 0 {
+	if left := irfstest.MountsBelow(temp); len(left) > 0 {
 		t.Errorf("mounts are left behind: %v", left)
 	}
-	if left := processes(); len(left) > 0 {
+	if left := house.Processes(); len(left) > 0 {
 		t.Errorf("processes are left behind: %v", left)
 	}
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
-}
-
-func skip(t *testing.T, why string) {
-	t.Helper()
-	if os.Getenv("IRFS_TEST_NO_SKIP") != "" {
-		t.Fatal(why + ", and IRFS_TEST_NO_SKIP is set")
-	}
-	t.Skip(why)
 }
 
 const noMount = "There is no mount to be had here"
@@ -64,7 +57,7 @@ func TestDemo(t *testing.T) {
 		t.Fatalf("exit code %d\n%s%s", code, stdout, stderr)
 	}
 	if strings.Contains(stdout, noMount) {
-		skip(t, "nothing can be mounted here")
+		irfstest.Skip(t, "nothing can be mounted here")
 	}
 }
 
@@ -81,7 +74,7 @@ func TestDemoWithoutPrivilege(t *testing.T) {
 
 func withoutMount(t *testing.T, by []string) {
 	if err := exec.Command(by[0], append(by[1:], "true")...).Run(); err != nil || os.Geteuid() != 0 {
-		skip(t, "only root, with "+by[0]+", can do this")
+		irfstest.Skip(t, "only root, with "+by[0]+", can do this")
 	}
 	code, stdout, stderr := demo(t, nil, nil, by...)
 	if code != 0 || stderr != "" || strings.Count(stdout, noMount) != 1 || !strings.Contains(stdout, "\nnot deployed\n") {

@@ -2,23 +2,19 @@ package main_test
 
 import (
 	"bytes"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime/debug"
-	"slices"
-	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
+	"irfs/internal/irfstest"
 	"irfs/layout/sample"
 )
 
@@ -40,7 +36,7 @@ import (
 func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:         "../../testdata/script",
-		WorkdirRoot: work,
+		WorkdirRoot: house.Dir,
 		Setup:       setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"need": need, "sh": shell("sh"), "bash": shell("bash"), "dash": shell("dash"),
@@ -51,110 +47,23 @@ func TestScript(t *testing.T) {
 	})
 }
 
-// work is the directory that everything happens in, bin/irfs in it the program.
-var work string
+// house is where everything happens.
+var house *irfstest.House
 
 func TestMain(m *testing.M) {
-	code, err := runTests(m)
-	if err != nil {
+	var err error
+	if house, err = irfstest.Build(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	// The scripts wait for disks, locks and timers more than they compute.
+	flag.Set("test.parallel", "6")
+	code := m.Run()
+	if err := house.Close(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1
 	}
 	os.Exit(code)
-}
-
-func runTests(m *testing.M) (code int, err error) {
-	if work, err = os.MkdirTemp("", "irfs-test-"); err != nil {
-		return 0, err
-	}
-	if work, err = filepath.EvalSymlinks(work); err != nil {
-		return 0, err
-	}
-	// Other users have parts in some of the stories.
-	if err := os.Chmod(work, 0o755); err != nil {
-		return 0, err
-	}
-	if err := build(); err != nil {
-		return 0, err
-	}
-	// The scripts wait for disks, locks and timers more than they compute.
-	flag.Set("test.parallel", "6")
-	code = m.Run()
-	err = leftovers()
-	return code, errors.Join(err, os.RemoveAll(work))
-}
-
-// build builds irfs as the tests were built: with the race detector, or without.
-func build() error {
-	args := []string{"build", "-o", filepath.Join(work, "bin/irfs")}
-	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
-		args = append(args, "-race")
-	}
-	if out, err := exec.Command("go", append(args, ".")...).CombinedOutput(); err != nil {
-		return fmt.Errorf("go build: %w\n%s", err, out)
-	}
-	return nil
-}
-
-// leftovers is an error if a mount or a process outlived its script, or if the
-// race detector found something in a process in the background.
-func leftovers() error {
-	var found []string
-	for _, dir := range mountsBelow(work) {
-		found = append(found, "a mount is left behind: "+dir)
-		unix.Unmount(dir, unix.MNT_DETACH)
-	}
-	for _, pid := range processes() {
-		line, _ := os.ReadFile("/proc/" + pid + "/cmdline")
-		found = append(found, fmt.Sprintf("a process is left behind: %s: %q", pid, line))
-		if pid, err := strconv.Atoi(pid); err == nil {
-			unix.Kill(pid, unix.SIGKILL)
-		}
-	}
-	races, err := filepath.Glob(filepath.Join(work, "race.*"))
-	for _, name := range races {
-		text, _ := os.ReadFile(name)
-		found = append(found, string(text))
-	}
-	if len(found) > 0 {
-		return errors.Join(err, errors.New(strings.Join(found, "\n")))
-	}
-	return err
-}
-
-// processes lists the ids of those that run our irfs. One that was just
-// unmounted has ten seconds to end, for a mount lives on in
-// the mount namespaces that were made meanwhile.
-func processes() []string {
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		var found []string
-		links, _ := filepath.Glob("/proc/[0-9]*/exe")
-		for _, link := range links {
-			if exe, err := os.Readlink(link); err == nil && exe == filepath.Join(work, "bin/irfs") {
-				found = append(found, filepath.Base(filepath.Dir(link)))
-			}
-		}
-		if len(found) == 0 || time.Now().After(end) {
-			return found
-		}
-	}
-}
-
-// mountsBelow lists the mount points in dir, the last mounted first.
-func mountsBelow(dir string) []string {
-	text, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil
-	}
-	var found []string
-	for line := range strings.Lines(string(text)) {
-		at := strings.ReplaceAll(strings.Fields(line)[4], `\040`, " ")
-		if strings.HasPrefix(at, dir+"/") {
-			found = append(found, at)
-		}
-	}
-	slices.Reverse(found)
-	return found
 }
 
 func setup(env *testscript.Env) error {
@@ -164,14 +73,15 @@ func setup(env *testscript.Env) error {
 	}
 	home := filepath.Join(env.WorkDir, ".home")
 	env.Setenv("HOME", home)
-	env.Setenv("LC_ALL", "C")
-	env.Setenv("TZ", "UTC")
-	env.Setenv("PATH", filepath.Join(work, "bin")+":"+tools+":"+env.Getenv("PATH"))
-	env.Setenv("GORACE", "atexit_sleep_ms=10 log_path="+filepath.Join(work, "race"))
+	for _, v := range house.Env() {
+		name, value, _ := strings.Cut(v, "=")
+		env.Setenv(name, value)
+	}
+	env.Setenv("PATH", filepath.Dir(house.Irfs())+":"+tools+":"+env.Getenv("PATH"))
 	env.Values["t"] = env.T()
 	// A script that fails leaves its mounts.
 	env.Defer(func() {
-		for _, dir := range mountsBelow(env.WorkDir) {
+		for _, dir := range irfstest.MountsBelow(env.WorkDir) {
 			if unix.Unmount(dir, unix.MNT_DETACH) != nil {
 				exec.Command("fusermount3", "-u", "-z", "--", dir).Run()
 			}
@@ -180,46 +90,13 @@ func setup(env *testscript.Env) error {
 	return os.Mkdir(home, 0o755)
 }
 
-// canMount mounts an empty registry: that /dev/fuse is there does not mean that
-// it may be used. Its error is what irfs says.
-var canMount = sync.OnceValue(func() error {
-	registry, mnt := filepath.Join(work, "probe"), filepath.Join(work, "probe-mnt")
-	for _, dir := range []string{registry, mnt} {
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			return err
-		}
-	}
-	for _, args := range [][]string{{"mount", registry, mnt}, {"umount", mnt}} {
-		if out, err := exec.Command(filepath.Join(work, "bin/irfs"), args...).CombinedOutput(); err != nil {
-			return errors.New(string(bytes.TrimSpace(out)))
-		}
-	}
-	return nil
-})
-
 func need(ts *testscript.TestScript, neg bool, args []string) {
-	for _, word := range args {
-		why := ""
-		switch word {
-		case "fuse":
-			if err := canMount(); err != nil {
-				why = fmt.Sprintf("nothing can be mounted here: %v", err)
-			}
-		case "root":
-			if os.Geteuid() != 0 {
-				why = "only root can do this"
-			}
-		default:
-			if _, err := exec.LookPath(word); err != nil {
-				why = word + " is not installed"
-			}
-		}
-		if why == "" {
-			continue
-		}
-		if os.Getenv("IRFS_TEST_NO_SKIP") != "" {
-			ts.Fatalf("%s, and IRFS_TEST_NO_SKIP is set", why)
-		}
+	why := house.Lacks(args...)
+	switch {
+	case why == "":
+	case irfstest.NoSkip():
+		ts.Fatalf("%s, and IRFS_TEST_NO_SKIP is set", why)
+	default:
 		ts.Value("t").(testscript.T).Skip(why)
 	}
 }
