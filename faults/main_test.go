@@ -3,7 +3,7 @@ package faults
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/hex"
+	"crypto/sha512"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -170,6 +170,7 @@ type descriptor struct {
 	Digest      string
 	Size        int64
 	Annotations map[string]string
+	leaf        bool // a config or a layer
 }
 
 // whole checks, with no code of irfs, that every blob that an app's index.json reaches is there, of
@@ -200,15 +201,24 @@ func whole(app string) (tags map[string]string, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if sum := sha256.Sum256(data); "sha256:"+hex.EncodeToString(sum[:]) != d.Digest || int64(len(data)) != d.Size {
-			return nil, fmt.Errorf("%s: %s: %d bytes that hash to %x", app, d.Digest, len(data), sum)
+		sum := fmt.Sprintf("sha256:%x", sha256.Sum256(data))
+		if strings.HasPrefix(d.Digest, "sha512:") {
+			sum = fmt.Sprintf("sha512:%x", sha512.Sum512(data))
+		}
+		if sum != d.Digest || int64(len(data)) != d.Size {
+			return nil, fmt.Errorf("%s: %s, %d bytes, has %d that hash to %s", app, d.Digest, d.Size, len(data), sum)
 		}
 		var doc document
-		if json.Unmarshal(data, &doc) == nil {
-			todo = append(append(todo, doc.Manifests...), doc.Layers...)
-			if doc.Config != nil {
-				todo = append(todo, *doc.Config)
-			}
+		if d.leaf || json.Unmarshal(data, &doc) != nil {
+			continue
+		}
+		todo = append(todo, doc.Manifests...)
+		if doc.Config != nil {
+			doc.Layers = append(doc.Layers, *doc.Config)
+		}
+		for _, d := range doc.Layers {
+			d.leaf = true
+			todo = append(todo, d)
 		}
 	}
 	return tags, nil
