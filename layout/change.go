@@ -165,11 +165,14 @@ func (a *App) change(ctx context.Context, try func(l *locked, snap *Snapshot, ra
 		return err
 	}
 	defer l.release()
-	clean(a.parent) // what a killed import left in the registry
-	for start := time.Now(); ; {
+	clean(a.parent, nil) // what a killed import left in the registry
+	for start, first := time.Now(), true; ; first = false {
 		snap, raw, seen, err := l.read()
 		if err != nil {
 			return err
+		}
+		if first {
+			l.recover(snap)
 		}
 		if err = try(l, snap, raw, seen); !errors.Is(err, errMoved) {
 			return err
@@ -186,7 +189,6 @@ func (a *App) change(ctx context.Context, try func(l *locked, snap *Snapshot, ra
 // settle makes durable what was found to be as it should: whoever wrote it may
 // have been killed before he did, or may never do.
 func (l *locked) settle(snap *Snapshot, edits []Edit) error {
-	clean(l.dirfd)
 	r, err := snap.all()
 	if err != nil {
 		return err
@@ -406,22 +408,19 @@ func (r *reached) upward(from []digest.Digest) []digest.Digest {
 // publish writes the blobs, then index.json, in the order that keeps every
 // moment whole (package comment). errMoved: index.json is another by now.
 func (l *locked) publish(ctx context.Context, snap *Snapshot, seen sighting, blobs []newBlob, index []byte) error {
-	w, err := newWork(l.dirfd)
-	if err != nil {
-		return err
-	}
-	defer w.close()
-	dirs := map[string]bool{}
-	for _, b := range blobs {
-		if err := l.putBlob(ctx, w, b); err != nil {
+	return l.working(snap, seen, func(w *work) error {
+		dirs := map[string]bool{}
+		for _, b := range blobs {
+			if err := l.putBlob(ctx, w, b); err != nil {
+				return err
+			}
+			dirs[path.Dir(BlobPath(b.Digest))] = true
+		}
+		if err := l.syncDirs(dirs); err != nil {
 			return err
 		}
-		dirs[path.Dir(BlobPath(b.Digest))] = true
-	}
-	if err := l.syncDirs(dirs); err != nil {
-		return err
-	}
-	return l.putIndex(ctx, w, snap, seen, index)
+		return l.putIndex(ctx, w, snap, seen, index)
+	})
 }
 
 // putIndex puts a new index.json in the place of the one that snap is of.
@@ -431,7 +430,7 @@ func (l *locked) putIndex(ctx context.Context, w *work, snap *Snapshot, seen sig
 		return err
 	}
 	defer f.close()
-	return l.swapIndex(ctx, w, snap, seen, f)
+	return l.swapIndex(ctx, snap, seen, f)
 }
 
 // writeIndex writes and syncs a new index.json, under a working name.
@@ -454,9 +453,9 @@ func (l *locked) writeIndex(w *work, index []byte) (*newFile, error) {
 }
 
 // swapIndex puts a new index.json in its place, durably.
-func (l *locked) swapIndex(ctx context.Context, w *work, snap *Snapshot, seen sighting, f *newFile) error {
-	if !l.unchanged(snap, seen) {
-		return errMoved
+func (l *locked) swapIndex(ctx context.Context, snap *Snapshot, seen sighting, f *newFile) error {
+	if same, err := l.unchanged(snap, seen); err != nil || !same {
+		return cmp.Or(err, errMoved)
 	}
 	if !l.named() {
 		return kindf(ErrBusy, "%s: the app was moved away while it was being changed", l.app.Name)
@@ -464,20 +463,25 @@ func (l *locked) swapIndex(ctx context.Context, w *work, snap *Snapshot, seen si
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := f.replace(w, l.dirfd, indexName); err != nil {
+	if err := f.replace(l.dirfd, indexName); err != nil {
 		return err
 	}
 	return fsync(l.dirfd, l.app.Name)
 }
 
 // unchanged says whether index.json still is what snap was read from.
-func (l *locked) unchanged(snap *Snapshot, seen sighting) bool {
-	if !seen.racy() {
-		attr, err := statBeneath(l.dirfd, indexName)
-		return err == nil && attr.Stamp == seen.Stamp
+func (l *locked) unchanged(snap *Snapshot, seen sighting) (bool, error) {
+	attr, err := statBeneath(l.dirfd, indexName)
+	if err == nil && seen.racy() {
+		var data []byte
+		if data, _, _, err = readFile(l.dirfd, indexName, -1, MaxIndex); err == nil {
+			return sha256.Sum256(data) == snap.sum, nil
+		}
 	}
-	data, _, _, err := readFile(l.dirfd, indexName, -1, MaxIndex)
-	return err == nil && sha256.Sum256(data) == snap.sum
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) || errors.Is(err, ErrLimit) {
+		return false, nil
+	}
+	return err == nil && attr.Stamp == seen.Stamp, err
 }
 
 // putBlob makes sure that the blob is there, whole and durable but for its
@@ -491,12 +495,7 @@ func (l *locked) putBlob(ctx context.Context, w *work, b newBlob) error {
 	if there {
 		return syncFile(l.dirfd, name) // whoever wrote it may not have
 	}
-	dir, err := openDir(l.dirfd, path.Dir(name))
-	if err != nil {
-		return err
-	}
-	defer closeFD(dir)
-	f, err := createIn(dir, w, name)
+	f, err := w.create(workBlob(b.Digest), name)
 	if err != nil {
 		return err
 	}
@@ -510,11 +509,8 @@ func (l *locked) putBlob(ctx context.Context, w *work, b newBlob) error {
 	if err := fsync(f.fd, name); err != nil {
 		return err
 	}
-	err = f.place(dir, path.Base(name))
-	if errors.Is(err, fs.ErrExist) { // with other bytes, as was seen above
-		err = f.replace(w, dir, path.Base(name))
-	}
-	return err
+	f.name = "" // it stays where it is as long as w does
+	return l.bring(w, b.Digest)
 }
 
 // maxReferrers is how many manifests of an app are read to find those whose

@@ -434,7 +434,18 @@ func linkFile(fromfd int, from string, tofd int, to string) error {
 	})
 }
 
-// linkOpen gives an open file one more name, or its first.
+// noLinks says whether an error means that a file cannot have one more name there: the file
+// system knows no links, or this user may not make them (protected_hardlinks, proc_sys_fs(5)).
+func noLinks(err error) bool {
+	for _, errno := range []unix.Errno{unix.EPERM, unix.EOPNOTSUPP, unix.ENOSYS, unix.EMLINK} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
+}
+
+// linkOpen gives an open file one more name.
 func linkOpen(fd int, tofd int, to string) error {
 	return in(tofd, to, func(tofd int, base string) error {
 		return pathError("link", to, retry(func() error {
@@ -578,8 +589,7 @@ type work struct {
 	fd     int
 }
 
-// newWork makes a work directory in the open directory parent, after removing
-// those whose owner is gone.
+// newWork makes a work directory in the open directory parent.
 func newWork(parent int) (*work, error) {
 	like, err := fstat(parent, ".")
 	if err != nil {
@@ -638,7 +648,6 @@ func tryWork(parent int, like Attr) (w *work, err error) {
 	if err != nil || named.Ino != open.Ino || named.Dev != open.Dev {
 		return nil, nil
 	}
-	sweep(top)
 	name := strings.ToLower(rand.Text())
 	err = mkdir(top, name, 0o700)
 	if errors.Is(err, fs.ErrNotExist) { // somebody removed .irfs, for it was empty
@@ -658,9 +667,18 @@ func tryWork(parent int, like Attr) (w *work, err error) {
 	return &work{parent, path.Join(workName, name), fd}, nil
 }
 
-// sweep removes the work directories below the locked directory top that
-// nobody holds.
-func sweep(top int) {
+// clean removes the work directories in the open directory parent that nobody holds, for their
+// owners are dead. undo, if it is not nil, is given each before, and may have it stay.
+func clean(parent int, undo func(work int) (stay bool)) {
+	top, err := openDir(parent, workName)
+	if err != nil {
+		return
+	}
+	defer rmdir(parent, workName) // if nobody works there
+	defer closeFD(top)
+	if tryLock(top) != nil { // somebody is just making or removing one
+		return
+	}
 	list, _ := readDir(top, ".")
 	for _, e := range list {
 		if !e.mode.IsDir() {
@@ -671,25 +689,10 @@ func sweep(top int) {
 		if err != nil { // another user's, perhaps: it may be alive
 			continue
 		}
-		if tryLock(fd) == nil {
+		if tryLock(fd) == nil && (undo == nil || !undo(fd)) {
 			removeAll(top, e.name)
 		}
 		closeFD(fd)
-	}
-}
-
-// clean removes what dead owners left below an open directory.
-func clean(parent int) {
-	if _, err := statBeneath(parent, workName); err != nil {
-		return
-	}
-	like, err := fstat(parent, ".")
-	if err != nil {
-		return
-	}
-	// Once: somebody else who is at work there removes them as well.
-	if w, err := tryWork(parent, like); w != nil && err == nil {
-		w.close()
 	}
 }
 
@@ -728,9 +731,13 @@ func createUnnamed(dirfd int, what string) (*newFile, error) {
 	return &newFile{what: what, fd: fd, dir: dirfd}, nil
 }
 
-// createNamed makes a file in a work directory.
+// createNamed makes a file in a work directory, by any name.
 func createNamed(w *work, what string) (*newFile, error) {
-	name := strings.ToLower(rand.Text())
+	return w.create(strings.ToLower(rand.Text()), what)
+}
+
+// create makes a file in a work directory.
+func (w *work) create(name, what string) (*newFile, error) {
 	fd, err := openBeneath(w.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
@@ -738,20 +745,8 @@ func createNamed(w *work, what string) (*newFile, error) {
 	return &newFile{what, fd, w.fd, name}, nil
 }
 
-// createIn makes an unnamed file where that can be, otherwise one in w.
-func createIn(dirfd int, w *work, what string) (*newFile, error) {
-	f, err := createUnnamed(dirfd, what)
-	if f == nil && err == nil {
-		return createNamed(w, what)
-	}
-	return f, err
-}
-
-// place gives the file its name, where there must be none by that name yet.
+// place moves the file to where there must be none by that name yet.
 func (f *newFile) place(dirfd int, name string) error {
-	if f.name == "" {
-		return linkOpen(f.fd, dirfd, name)
-	}
 	err := renameNew(f.dir, f.name, dirfd, name)
 	if err == nil {
 		f.name = ""
@@ -760,14 +755,7 @@ func (f *newFile) place(dirfd int, name string) error {
 }
 
 // replace puts the file in the place of the one that has the name, at once.
-func (f *newFile) replace(w *work, dirfd int, name string) error {
-	if f.name == "" {
-		tmp := strings.ToLower(rand.Text())
-		if err := f.place(w.fd, tmp); err != nil {
-			return err
-		}
-		f.dir, f.name = w.fd, tmp
-	}
+func (f *newFile) replace(dirfd int, name string) error {
 	err := rename(f.dir, f.name, dirfd, name, 0)
 	if err == nil {
 		f.name = ""

@@ -36,15 +36,23 @@ func (a *App) Collect(ctx context.Context, grace time.Duration, dryRun bool) ([]
 	if err != nil {
 		return nil, err
 	}
+	if !dryRun {
+		clean(a.parent, nil)
+		l.recover(snap)
+	}
 	used, err := snap.used()
 	if err != nil {
 		return nil, fmt.Errorf("%s: nothing is removed, for not all that is in use is known: %w", a.Name, err)
 	}
 	removed, err := l.removeUnused(ctx, used, time.Now().Add(-grace), func(name string) error {
-		switch {
-		case dryRun:
+		if dryRun {
 			return nil
-		case !l.unchanged(snap, seen):
+		}
+		same, err := l.unchanged(snap, seen)
+		switch {
+		case err != nil:
+			return err
+		case !same:
 			// What was unused may be what the other tool has just come to use.
 			return kindf(ErrBusy, "%s: another tool is changing this app", a.Name)
 		}
@@ -101,8 +109,6 @@ func digestsIn(doc []byte) iter.Seq[digest.Digest] {
 }
 
 func (l *locked) removeUnused(ctx context.Context, used map[digest.Digest]bool, before time.Time, remove func(name string) error) ([]Removed, error) {
-	clean(l.dirfd)
-	clean(l.app.parent)
 	algorithms, err := readDir(l.dirfd, "blobs")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil

@@ -73,48 +73,88 @@ func (s *Staged) Publish(ctx context.Context, name string, onExist OnExist) ([]I
 	return list, nil
 }
 
-// publishNew renames the staged app to its place. The namespaces that it makes
-// on the way are gone again if that fails.
-func (s *Staged) publishNew(name string) (err error) {
-	if _, err := statBeneath(s.reg.fd, name); err == nil {
-		return pathError("rename", name, fs.ErrExist)
-	}
-	if s.May != nil {
-		if err := s.May(s.reg.nearest(path.Dir(name))); err != nil {
+// publishNew renames the staged app to its place, in one step with the namespaces
+// above it that are not there yet.
+func (s *Staged) publishNew(name string) error {
+	for {
+		if _, err := statBeneath(s.reg.fd, name); err == nil {
+			return pathError("rename", name, fs.ErrExist)
+		}
+		at := s.reg.nearest(path.Dir(name))
+		if s.May != nil {
+			if err := s.May(at); err != nil {
+				return err
+			}
+		}
+		missing := name
+		if at != "." {
+			missing = strings.TrimPrefix(name, at+"/")
+		}
+		err := s.publishBelow(at, missing)
+		if !errors.Is(err, fs.ErrExist) || !strings.Contains(missing, "/") {
+			return err
+		}
+		// Somebody has just made that namespace.
+		if again := s.reg.nearest(path.Dir(name)); again == at {
 			return err
 		}
 	}
-	parent := s.reg.fd
-	for i, c := range name {
-		if c != '/' {
-			continue
-		}
-		dir := name[:i]
-		err = s.mkdir(s.reg.fd, dir)
-		if err == nil {
-			defer func() {
-				if err != nil {
-					rmdir(s.reg.fd, dir)
-				}
-			}()
-		} else if !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-		// Also one that is there: another import may just have made it.
-		if err = syncDir(s.reg.fd, path.Dir(dir)); err != nil {
+}
+
+// publishBelow renames the staged app to a path below a directory of the registry that is
+// there, of which path nothing is.
+func (s *Staged) publishBelow(at, missing string) error {
+	for dir := at; dir != "."; dir = path.Dir(dir) { // another import may just have made it
+		if err := syncDir(s.reg.fd, path.Dir(dir)); err != nil {
 			return err
 		}
 	}
-	if dir := path.Dir(name); dir != "." {
-		if parent, err = openDir(s.reg.fd, dir); err != nil {
-			return err
-		}
-		defer closeFD(parent)
-	}
-	if err = renameNew(s.work.fd, s.App.path, parent, path.Base(name)); err != nil {
+	parent, err := openDir(s.reg.fd, at)
+	if err != nil {
 		return err
 	}
-	return fsync(parent, name)
+	defer closeFD(parent)
+	from := s.App.path
+	first, below, nested := strings.Cut(missing, "/")
+	if nested {
+		from = s.App.path + ".above"
+		defer removeAll(s.work.fd, from)
+		if err := s.lower(from, below); err != nil {
+			return err
+		}
+	}
+	err = renameNew(s.work.fd, from, parent, first)
+	if err != nil && nested {
+		return errors.Join(err, rename(s.work.fd, path.Join(from, below), s.work.fd, s.App.path, 0))
+	}
+	if err != nil {
+		return err
+	}
+	return fsync(parent, path.Join(at, missing))
+}
+
+// lower moves the staged app to a path below a new directory of its work directory.
+func (s *Staged) lower(top, below string) error {
+	dirs := []string{top}
+	for i, c := range below {
+		if c == '/' {
+			dirs = append(dirs, path.Join(top, below[:i]))
+		}
+	}
+	for _, dir := range dirs {
+		if err := s.mkdir(s.work.fd, dir); err != nil {
+			return err
+		}
+	}
+	if err := rename(s.work.fd, s.App.path, s.work.fd, path.Join(top, below), 0); err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		if err := syncDir(s.work.fd, dir); err != nil {
+			return errors.Join(err, rename(s.work.fd, path.Join(top, below), s.work.fd, s.App.path, 0))
+		}
+	}
+	return nil
 }
 
 // nearest is the nearest directory that is there, dir itself or one above.
@@ -157,33 +197,21 @@ func (s *Staged) merge(ctx context.Context, app *App, staged *Snapshot, mayMove 
 		if len(index) > MaxIndex {
 			return limitf("%s: would grow to %d bytes, over the limit of %d", indexName, len(index), MaxIndex)
 		}
-		w, err := newWork(l.dirfd)
-		if err != nil {
-			return err
-		}
-		defer w.close()
-		f, err := l.writeIndex(w, index) // first, for it may fail
-		if err != nil {
-			return err
-		}
-		defer f.close()
-		// Also if nothing is to be added: what is there may be damaged.
-		added, err := s.addBlobs(ctx, l)
-		switch {
-		case err != nil:
-		case len(add)+len(moved) == 0:
-			err = l.settle(snap, nil)
-		default:
-			err = l.swapIndex(ctx, w, snap, seen, f)
-		}
-		// What came of it may be in use, unless index.json is as it was: by that, if
-		// it was replaced, or by a tool that takes no lock.
-		if err != nil && l.unchanged(snap, seen) {
-			for _, name := range added {
-				unlink(l.dirfd, name)
+		return l.working(snap, seen, func(w *work) error {
+			f, err := l.writeIndex(w, index) // first, for it may fail
+			if err != nil {
+				return err
 			}
-		}
-		return err
+			defer f.close()
+			// Also if nothing is to be added: what is there may be damaged.
+			if err := s.addBlobs(ctx, l, w); err != nil {
+				return err
+			}
+			if len(add)+len(moved) == 0 {
+				return l.settle(snap, nil)
+			}
+			return l.swapIndex(ctx, snap, seen, f)
+		})
 	})
 }
 
@@ -239,81 +267,93 @@ func (s *Staged) toAdd(snap, staged *Snapshot, mayMove bool) (add [][]byte, move
 }
 
 // addBlobs gives the app l the staged blobs. What it has already stays, if its
-// bytes are right. added are the names of those that it had not, also with an error.
-func (s *Staged) addBlobs(ctx context.Context, l *locked) (added []string, err error) {
+// bytes are right.
+func (s *Staged) addBlobs(ctx context.Context, l *locked, w *work) error {
 	from, err := s.App.open()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer closeFD(from)
 	algorithms, err := readDir(from, "blobs")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, algorithm := range algorithms {
 		dir := path.Join("blobs", algorithm.name)
-		if err := s.mkdir(l.dirfd, dir); err != nil && !errors.Is(err, fs.ErrExist) {
-			return added, err
+		if err := s.mkdirNoted(l, w, algorithm.name); err != nil {
+			return err
 		}
 		list, err := readDir(from, dir)
 		if err != nil {
-			return added, err
+			return err
 		}
 		slices.SortFunc(list, func(a, b dirent) int { return strings.Compare(a.name, b.name) })
 		for _, e := range list {
-			name := path.Join(dir, e.name)
 			d, err := ParseDigest(algorithm.name + ":" + e.name)
-			if err != nil {
-				return added, err
-			}
-			err = addBlob(from, l.dirfd, name)
 			if err == nil {
-				added = append(added, name)
-			} else if errors.Is(err, fs.ErrExist) {
-				err = s.addOver(ctx, from, l.dirfd, name, d)
+				err = addBlob(ctx, from, l, w, d)
 			}
 			if err != nil {
-				return added, err
+				return err
 			}
 		}
 		if err := syncDir(l.dirfd, dir); err != nil {
-			return added, err
+			return err
 		}
 	}
-	return added, syncDir(l.dirfd, "blobs")
+	return syncDir(l.dirfd, "blobs")
 }
 
-// addBlob gives a staged blob its name in an app that has none of that name. Where
-// that can be, it stays staged too, for another try.
-func addBlob(from, to int, name string) error {
-	err := linkFile(from, name, to, name)
-	if err == nil || errors.Is(err, fs.ErrExist) || errors.Is(err, ErrCorrupt) {
+// mkdirNoted makes a directory for blobs of an algorithm, if there is none.
+func (s *Staged) mkdirNoted(l *locked, w *work, algorithm string) error {
+	dir := path.Join("blobs", algorithm)
+	if _, err := statBeneath(l.dirfd, dir); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return renameNew(from, name, to, name)
+	err := mkdir(w.fd, algorithm, 0o700)
+	if err == nil {
+		err = s.mkdir(l.dirfd, dir)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return err
 }
 
-// addOver deals with a blob that is there already: it stays if its bytes are
-// right. The same file under two names is.
-func (s *Staged) addOver(ctx context.Context, from, to int, name string, d digest.Digest) error {
-	attr, err := statBeneath(from, name)
+// addBlob gives a staged blob to an app that may have it. Where that can be, it stays
+// staged too, for another try.
+func addBlob(ctx context.Context, from int, l *locked, w *work, d digest.Digest) error {
+	name := BlobPath(d)
+	staged, err := statBeneath(from, name)
 	if errors.Is(err, fs.ErrNotExist) { // it came with another try
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	there, err := statBeneath(to, name)
-	same := err == nil && there.Dev == attr.Dev && there.Ino == attr.Ino
-	if !same {
-		if same, err = isBlob(ctx, to, name, d, attr.Size); err != nil {
-			return err
+	there, err := statBeneath(l.dirfd, name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err == nil {
+		same := there.Dev == staged.Dev && there.Ino == staged.Ino // under two names
+		if !same {
+			if same, err = isBlob(ctx, l.dirfd, name, d, staged.Size); err != nil {
+				return err
+			}
+		}
+		if same {
+			return syncFile(l.dirfd, name) // whoever wrote it may not have
 		}
 	}
-	if same {
-		return syncFile(to, name) // whoever wrote it may not have
+	err = linkFile(from, name, w.fd, workBlob(d))
+	if noLinks(err) {
+		err = renameNew(from, name, w.fd, workBlob(d))
 	}
-	return rename(from, name, to, name, 0)
+	if err != nil {
+		return err
+	}
+	return l.bring(w, d)
 }
 
 // Keep leaves in the staged app only these images and indexes, and what hangs on
@@ -348,12 +388,7 @@ func (s *Staged) Keep(ctx context.Context, keep []digest.Digest, tag string) err
 		if err != nil || bytes.Equal(index, raw) {
 			return err
 		}
-		w, err := newWork(l.dirfd)
-		if err != nil {
-			return err
-		}
-		defer w.close()
-		return l.putIndex(ctx, w, snap, seen, index)
+		return l.working(snap, seen, func(w *work) error { return l.putIndex(ctx, w, snap, seen, index) })
 	})
 	if err != nil {
 		return err
