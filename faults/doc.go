@@ -3,9 +3,12 @@
 // layouts and archives, many at once, users who want more than they may. What
 // has to happen, and which test shows it, is in docs/FAULTS.md.
 //
-// The tests run the real program, on real mounts. By default each is short; with
+// The tests run the real program, on real mounts. By default each is short; the first of
 //
 //	IRFS_FAULTS=full go test -timeout 3h ./faults
+//	IRFS_FAULTS=calls go test -run 'Kill|Errors' ./faults
+//	IRFS_SOAK=10m go test -run Soak ./faults
 //
-// each does all that it can. IRFS_SOAK=10m go test -run Soak ./faults is the soak.
+// has each do all that it can, the second attacks every system call once, and the third goes on for
+// ten minutes.
 package faults

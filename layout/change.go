@@ -87,26 +87,27 @@ func (a *App) tryLock() (*locked, error) {
 		return nil, notFound(a.Name+"/oci-layout", err)
 	}
 	l := &locked{a, dirfd, fd}
-	err = tryLock(fd)
-	if err == nil && l.named() {
-		return l, nil
+	named := false
+	if err = pathError("flock", a.Name+"/oci-layout", tryLock(fd)); err == nil {
+		if named, err = l.named(); named {
+			return l, nil
+		}
 	}
 	closeFD(fd)
 	closeFD(dirfd)
-	if err == nil || err == unix.EWOULDBLOCK {
+	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, nil
 	}
-	return nil, pathError("flock", a.Name+"/oci-layout", err)
+	return nil, err
 }
 
 // named says whether what is locked is still what has the app's name.
-func (l *locked) named() bool {
-	same := func(name string, fd int) bool {
-		named, err1 := statBeneath(l.app.parent, name)
-		held, err2 := fstat(fd, name)
-		return err1 == nil && err2 == nil && named.Dev == held.Dev && named.Ino == held.Ino
+func (l *locked) named() (bool, error) {
+	named, err := isNamed(l.app.parent, l.app.path, l.dirfd)
+	if err != nil || !named {
+		return false, err
 	}
-	return same(l.app.path, l.dirfd) && same(path.Join(l.app.path, "oci-layout"), l.lock)
+	return isNamed(l.app.parent, path.Join(l.app.path, "oci-layout"), l.lock)
 }
 
 // An Edit sets annotations on one manifest, whose bytes are those that were
@@ -457,7 +458,9 @@ func (l *locked) swapIndex(ctx context.Context, snap *Snapshot, seen sighting, f
 	if same, err := l.unchanged(snap, seen); err != nil || !same {
 		return cmp.Or(err, errMoved)
 	}
-	if !l.named() {
+	if named, err := l.named(); err != nil {
+		return err
+	} else if !named {
 		return kindf(ErrBusy, "%s: the app was moved away while it was being changed", l.app.Name)
 	}
 	if err := ctx.Err(); err != nil {

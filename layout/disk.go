@@ -178,6 +178,19 @@ func statBeneath(dirfd int, name string) (Attr, error) {
 	return fstat(fd, name)
 }
 
+// isNamed says whether name still is the file or directory that is open as fd.
+func isNamed(dirfd int, name string, fd int) (bool, error) {
+	held, err := fstat(fd, name)
+	if err != nil {
+		return false, err
+	}
+	named, err := statBeneath(dirfd, name)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) {
+		return false, nil
+	}
+	return err == nil && named.Dev == held.Dev && named.Ino == held.Ino, err
+}
+
 // openRegular opens a regular file for reading.
 func openRegular(dirfd int, name string) (int, Attr, error) {
 	// It is looked at first: some devices do something when they are opened.
@@ -637,16 +650,8 @@ func tryWork(parent int, like Attr) (w *work, err error) {
 	if tryLock(top) != nil {
 		return nil, nil
 	}
-	open, err := fstat(top, workName)
-	if err != nil {
+	if named, err := isNamed(parent, workName, top); err != nil || !named {
 		return nil, err
-	}
-	named, err := statBeneath(parent, workName)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	if err != nil || named.Ino != open.Ino || named.Dev != open.Dev {
-		return nil, nil
 	}
 	name := strings.ToLower(rand.Text())
 	err = mkdir(top, name, 0o700)
@@ -698,9 +703,8 @@ func clean(parent int, undo func(work int) (stay bool)) {
 
 // named says whether the work directory still has its name.
 func (w *work) named() bool {
-	named, err1 := statBeneath(w.parent, w.name)
-	held, err2 := fstat(w.fd, w.name)
-	return err1 == nil && err2 == nil && named.Dev == held.Dev && named.Ino == held.Ino
+	named, err := isNamed(w.parent, w.name, w.fd)
+	return err == nil && named
 }
 
 // close removes the work directory with what is in it.

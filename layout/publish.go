@@ -58,6 +58,8 @@ func (s *Staged) Publish(ctx context.Context, name string, onExist OnExist) ([]I
 	if errors.Is(err, fs.ErrExist) {
 		app, appErr := s.reg.App(name)
 		switch {
+		case appErr != nil && !errors.Is(appErr, ErrNotFound):
+			err = appErr
 		case appErr != nil:
 			err = kindf(ErrExist, "%s: something of that name is there, and is not an app", name)
 		case onExist == OnExistFail:
