@@ -228,6 +228,35 @@ func TestArrivalAborted(t *testing.T) {
 	must(t, goleak.Find(ignore))
 }
 
+// Decompressors with large windows are not had in any number; when one has ended there is room for the next.
+func TestArrivalsWithWindows(t *testing.T) {
+	ctx := context.Background()
+	plain := holey(t)
+	reg := registry(t, t.TempDir())
+	text := packed(t, "zstd", plain)
+	begun := func(text []byte) (*layout.Arrival, error) {
+		a := reg.Receive(layout.Intake{Owner: me})
+		t.Cleanup(a.Abort)
+		_, err := a.WriteAt(ctx, text[:len(text)/2], 0)
+		return a, err
+	}
+	var first *layout.Arrival
+	for range layout.MaxWindows {
+		a, err := begun(text)
+		must(t, err)
+		first = a
+	}
+	_, err := begun(text)
+	want(t, err, layout.ErrBusy, "over 32 archives that are compressed by zstd or xz")
+	_, err = begun(packed(t, "gzip", plain))
+	must(t, err)
+	_, err = begun(plain)
+	must(t, err)
+	first.Abort()
+	_, err = begun(text)
+	must(t, err)
+}
+
 // Every error is final, so that no archive is taken in without what could not be written.
 func TestArrivalThatFailed(t *testing.T) {
 	ctx := context.Background()

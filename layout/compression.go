@@ -21,6 +21,9 @@ const (
 	// MaxWindow is how many bytes a decompressor may have to look back. `xz -9` and
 	// `zstd --ultra -21` make it that large; `zstd --long` and `-22` twice so.
 	MaxWindow = 64 << 20
+	// MaxWindows is how many archives that have such a window a process takes in at
+	// a time. More is ErrBusy.
+	MaxWindows = 32
 )
 
 // Compressed names the program that compressed a file which begins so, or "".
@@ -146,6 +149,9 @@ func (u *unpacker) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// windowed says whether the decompressor may need a window of MaxWindow; those of the others are small.
+func (u *unpacker) windowed() bool { return u.name == "zstd" || u.name == "xz" }
 
 // An unpackingError tells a decompressor's error from those of who reads what it makes.
 type unpackingError struct{ error }

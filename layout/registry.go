@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -43,6 +44,7 @@ type Registry struct {
 	apps map[string]*App
 
 	staging staging
+	windows atomic.Int32 // archives that are being unpacked and have one
 }
 
 // Open opens the registry in the directory dir.

@@ -38,8 +38,14 @@ func (u *unpacking) read(archive io.Reader, far *reading) error {
 		return err
 	}
 	defer close()
-	_, packed := unpacked.(*unpacker)
+	unpacker, packed := unpacked.(*unpacker)
 	far.packed.Store(packed)
+	if packed && unpacker.windowed() {
+		defer u.reg.windows.Add(-1)
+		if u.reg.windows.Add(1) > MaxWindows {
+			return kindf(ErrBusy, "archive: over %d archives that are compressed by zstd or xz at a time; try again when the others are there, or unpack it first", MaxWindows)
+		}
+	}
 	tail := &tail{source: source, r: unpacked}
 	entries := tar.NewReader(tail)
 	names := nameTree{kinds: map[string]byte{}}
