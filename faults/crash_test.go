@@ -405,6 +405,49 @@ func TestKill(t *testing.T) {
 	}
 }
 
+// TestKillTwice kills an import just before index.json is replaced, and then, at each of its calls, the
+// next change, which has to take back what that one brought.
+func TestKillTwice(t *testing.T) {
+	house.Need(t, "root")
+	t.Parallel()
+	for _, op := range operations() {
+		if op.name != "merge" {
+			continue
+		}
+		b := newBed(t, op)
+		registry := b.fresh(t)
+		ended, _ := b.disturbed(registry, func(c call) verdict {
+			return verdict{kill: c.String() == "rename app/index.json"}
+		})
+		if !ended {
+			t.Fatal("index.json was not replaced")
+		}
+		must(t, os.RemoveAll(b.dir+"/origin"), os.Rename(registry, b.dir+"/origin"))
+		kills := 0
+		for n := 1; ; n += step {
+			registry := b.fresh(t)
+			k := 0
+			b.operation = operation{args: append([]string{"sign-image", "-r", "REGISTRY", "-a", "app", "-d", "next"}, signing()...)}
+			ended, _ := b.disturbed(registry, func(c call) verdict {
+				if c.changes() {
+					k++
+				}
+				return verdict{kill: k == n}
+			})
+			must(t, b.next(registry))
+			if diff := b.differences(treeOf(t, registry), b.before.then); diff != "" {
+				t.Errorf("killed before call %d: %s", n, diff)
+			}
+			if !ended {
+				break
+			}
+			kills++
+		}
+		t.Logf("%d kills", kills)
+	}
+}
+
+// fresh is the registry as it was.
 func (b *bed) fresh(t *testing.T) string {
 	t.Helper()
 	registry := b.dir + "/registry"
