@@ -355,12 +355,12 @@ func (b *bed) either(registry string, acknowledged, tools bool) error {
 	return nil
 }
 
-// step is which calls are attacked: every, or every so many.
-var step = map[string]int{"full": 1, "calls": 1, "": 5}[os.Getenv("IRFS_FAULTS")]
+// stride is which calls are attacked: every, or every so many.
+var stride = map[string]int{"full": 1, "calls": 1, "": 5}[os.Getenv("IRFS_FAULTS")]
 
 func init() {
 	if irfstest.Race() {
-		step *= 4 // it takes its time to start
+		stride *= 4 // it takes its time to start
 	}
 }
 
@@ -373,7 +373,7 @@ func TestKill(t *testing.T) {
 			t.Parallel()
 			b := newBed(t, op)
 			kills := 0
-			for n := 1; ; n += step {
+			for n := 1; ; n += stride {
 				registry := b.fresh(t)
 				var at call
 				k := 0
@@ -424,7 +424,7 @@ func TestKillTwice(t *testing.T) {
 		}
 		must(t, os.RemoveAll(b.dir+"/origin"), os.Rename(registry, b.dir+"/origin"))
 		kills := 0
-		for n := 1; ; n += step {
+		for n := 1; ; n += stride {
 			registry := b.fresh(t)
 			k := 0
 			b.operation = operation{args: append([]string{"sign-image", "-r", "REGISTRY", "-a", "app", "-d", "next"}, signing()...)}
@@ -477,7 +477,7 @@ func TestErrors(t *testing.T) {
 				rounds = 4
 			}
 			for round := range rounds {
-				for n := 1; ; n += step {
+				for n := 1; ; n += stride {
 					f := &fault{n: n, round: round}
 					registry := b.fresh(t)
 					_, err := b.disturbed(registry, f.decide)

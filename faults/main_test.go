@@ -29,7 +29,9 @@ var full = os.Getenv("IRFS_FAULTS") == "full"
 
 // roles are what this test binary does when it runs itself once more, with the role's name
 // in roleEnv and its arguments as the command line's.
-var roles = map[string]func(args []string) error{}
+var roles = map[string]func(args []string) error{
+	"disk": serveDisk,
+}
 
 const roleEnv = "IRFS_FAULTS_ROLE"
 
@@ -176,16 +178,22 @@ type descriptor struct {
 // whole checks, with no code of irfs, that every blob that an app's index.json reaches is there, of
 // its size, and hashes to its name. It gives the digest of each tag.
 func whole(app string) (tags map[string]string, err error) {
+	tags, _, err = reach(app)
+	return tags, err
+}
+
+// reach is whole, and gives also the digests of the blobs that index.json reaches.
+func reach(app string) (tags map[string]string, seen map[string]bool, err error) {
 	text, err := os.ReadFile(app + "/index.json")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var index document
 	if err := json.Unmarshal(text, &index); err != nil {
-		return nil, fmt.Errorf("%s: %w", app, err)
+		return nil, nil, fmt.Errorf("%s: %w", app, err)
 	}
 	tags = map[string]string{}
-	seen := map[string]bool{}
+	seen = map[string]bool{}
 	todo := index.Manifests
 	for _, d := range index.Manifests {
 		tags[d.Annotations["org.opencontainers.image.ref.name"]] = d.Digest
@@ -197,16 +205,12 @@ func whole(app string) (tags map[string]string, err error) {
 			continue
 		}
 		seen[d.Digest] = true
-		data, err := os.ReadFile(app + "/blobs/" + strings.Replace(d.Digest, ":", "/", 1))
+		data, err := hashed(app+"/blobs/"+strings.Replace(d.Digest, ":", "/", 1), d.Digest)
+		if err == nil && int64(len(data)) != d.Size {
+			err = fmt.Errorf("%s: %s: %d bytes, and not the %d of its descriptor", app, d.Digest, len(data), d.Size)
+		}
 		if err != nil {
-			return nil, err
-		}
-		sum := fmt.Sprintf("sha256:%x", sha256.Sum256(data))
-		if strings.HasPrefix(d.Digest, "sha512:") {
-			sum = fmt.Sprintf("sha512:%x", sha512.Sum512(data))
-		}
-		if sum != d.Digest || int64(len(data)) != d.Size {
-			return nil, fmt.Errorf("%s: %s, %d bytes, has %d that hash to %s", app, d.Digest, d.Size, len(data), sum)
+			return nil, nil, err
 		}
 		var doc document
 		if d.leaf || json.Unmarshal(data, &doc) != nil {
@@ -221,5 +225,21 @@ func whole(app string) (tags map[string]string, err error) {
 			todo = append(todo, d)
 		}
 	}
-	return tags, nil
+	return tags, seen, nil
+}
+
+// hashed reads a file, which has to have the digest.
+func hashed(file, digest string) ([]byte, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	sum := fmt.Sprintf("sha256:%x", sha256.Sum256(data))
+	if strings.HasPrefix(digest, "sha512:") {
+		sum = fmt.Sprintf("sha512:%x", sha512.Sum512(data))
+	}
+	if sum != digest {
+		return nil, fmt.Errorf("%s: %d bytes that hash to %s", file, len(data), sum)
+	}
+	return data, nil
 }

@@ -148,7 +148,7 @@ func (h *House) probe() error {
 }
 
 // Lacks says what of the given words this machine lacks, "" for nothing: a tool, fuse (that
-// irfs can mount), root (to be it).
+// irfs can mount), root (to be it), loop (devices).
 func (h *House) Lacks(words ...string) string {
 	for _, word := range words {
 		switch word {
@@ -159,6 +159,10 @@ func (h *House) Lacks(words ...string) string {
 		case "root":
 			if os.Geteuid() != 0 {
 				return "only root can do this"
+			}
+		case "loop":
+			if _, err := os.Stat("/dev/loop-control"); err != nil {
+				return fmt.Sprintf("there are no loop devices here: %v", err)
 			}
 		default:
 			if _, err := exec.LookPath(word); err != nil {
