@@ -340,7 +340,7 @@ func (p *powerCut) cuts(seed uint64) []cut {
 		}
 		return sorted(all)
 	}
-	const samples = 36
+	const samples = 24
 	for i := range samples {
 		at := writes[(2*i+1)*len(writes)/(2*samples)]
 		switch i % 4 {
