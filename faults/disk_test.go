@@ -124,13 +124,6 @@ type request struct {
 	data []byte
 }
 
-func (r request) String() string {
-	if r.off == flushed {
-		return "flush"
-	}
-	return fmt.Sprintf("write of %d bytes at %d", len(r.data), r.off)
-}
-
 // readLog gives the requests, and how many there are in the log up to each of the given lengths.
 func readLog(log []byte, lengths []int64) (requests []request, upTo []int) {
 	upTo = make([]int, len(lengths))
