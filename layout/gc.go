@@ -44,6 +44,14 @@ func (a *App) Collect(ctx context.Context, grace time.Duration, dryRun bool) ([]
 	if err != nil {
 		return nil, fmt.Errorf("%s: nothing is removed, for not all that is in use is known: %w", a.Name, err)
 	}
+	if !dryRun {
+		// After a power cut the index.json that was may come back, and with it the use of what this one
+		// does not use.
+		if err := l.settle(snap, nil); err != nil {
+			return nil, err
+		}
+	}
+	dirs := map[string]bool{}
 	removed, err := l.removeUnused(ctx, used, time.Now().Add(-grace), func(name string) error {
 		if dryRun {
 			return nil
@@ -56,8 +64,10 @@ func (a *App) Collect(ctx context.Context, grace time.Duration, dryRun bool) ([]
 			// What was unused may be what the other tool has just come to use.
 			return kindf(ErrBusy, "%s: another tool is changing this app", a.Name)
 		}
+		dirs[path.Dir(name)] = true
 		return unlink(l.dirfd, name)
 	})
+	err = errors.Join(err, l.syncDirs(dirs))
 	slices.SortFunc(removed, func(a, b Removed) int { return strings.Compare(string(a.Digest), string(b.Digest)) })
 	return removed, err
 }
