@@ -869,8 +869,8 @@ func readers(args []string) error {
 	return errors.Join(errs...)
 }
 
-// A thousand threads of ten processes read one file that nobody has read before: the image is read and
-// checked once, everybody gets the word, and then the mount has no more files open and no more goroutines at
+// A thousand threads of ten processes read the word of one image, which nobody has read before: the image is
+// read and checked once, everybody gets the word, and then the mount has no more files open and no more goroutines at
 // work than one that was read once.
 func TestReadersOfOneVerify(t *testing.T) {
 	house.Need(t, "fuse", "root")
@@ -889,16 +889,19 @@ func TestReadersOfOneVerify(t *testing.T) {
 		Layers: []v1.Descriptor{l.Blob(v1.MediaTypeImageLayer, sample.Plain("a", strings.Repeat("b", 4<<20)).Blob())},
 	})
 	image.Platform = &platform
-	l.Tag("x", image)
+	// The kernel asks for one name once; each process has its own.
+	for i := range processes {
+		l.Tag(fmt.Sprintf("x%d", i), image)
+	}
 	if err := l.WriteDir(registry + "/app"); err != nil {
 		t.Fatal(err)
 	}
-	run(t, "irfs", append([]string{"sign-image", "-r", registry, "-a", "app", "-d", "x"}, signing()...)...)
+	run(t, "irfs", append([]string{"sign-image", "-r", registry, "-a", "app", "-d", "x0"}, signing()...)...)
 	tags, err := whole(registry + "/app")
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := os.ReadFile(blobOf(registry+"/app", tags["x"]))
+	text, err := os.ReadFile(blobOf(registry+"/app", tags["x1"]))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -911,13 +914,13 @@ func TestReadersOfOneVerify(t *testing.T) {
 
 	quiet := serveAndDump(t, registry, func(mnt string, pid int) {
 		for _, name := range []string{"verify", "verify-full"} {
-			if word, err := os.ReadFile(mnt + "/app/tags/x/" + name); err != nil || string(word) != "verified\n" {
+			if word, err := os.ReadFile(mnt + "/app/tags/x0/" + name); err != nil || string(word) != "verified\n" {
 				t.Errorf("%s is %q, %v", name, word, err)
 			}
 		}
 	})
 	crowded := serveAndDump(t, registry, func(mnt string, pid int) {
-		if _, err := os.Stat(mnt + "/app/tags/x"); err != nil {
+		if _, err := os.Stat(mnt + "/app/tags/x0"); err != nil {
 			t.Error(err)
 		}
 		before := openFiles(pid)
@@ -926,7 +929,7 @@ func TestReadersOfOneVerify(t *testing.T) {
 			blob string
 		}{{"verify", doc.Config.Digest}, {"verify-full", doc.Layers[0].Digest}} {
 			n := timesOpened(t, blobOf(registry+"/app", row.blob), func() {
-				readTogether(t, processes, threads, mnt+"/app/tags/x/"+row.name)
+				readTogether(t, processes, threads, mnt+"/app/tags/x%d/"+row.name)
 			})
 			if n != 1 {
 				t.Errorf("%s: its blob was opened %d times", row.name, n)
@@ -953,12 +956,13 @@ func TestReadersOfOneVerify(t *testing.T) {
 	}
 }
 
-// readTogether has a file read in many threads of several processes, all at once.
+// readTogether has files read in many threads of several processes, all at once. In the name, %d is the
+// number of the process.
 func readTogether(t *testing.T, processes, threads int, file string) {
 	var starts []io.Closer
 	var ends []func() error
-	for range processes {
-		cmd := inRole("readers", fmt.Sprint(threads), file, "verified\n")
+	for i := range processes {
+		cmd := inRole("readers", fmt.Sprint(threads), fmt.Sprintf(file, i), "verified\n")
 		var errs bytes.Buffer
 		cmd.Stderr = &errs
 		in, err1 := cmd.StdinPipe()
