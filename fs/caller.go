@@ -38,9 +38,8 @@ func readAs(ctx context.Context, c Caller, notOn uint64, name string) ([]byte, e
 		if err != nil {
 			return err
 		}
-		file := os.NewFile(uintptr(fd), name)
-		defer file.Close()
-		data, err = readSmall(file)
+		defer unix.Close(fd)
+		data, err = readSmall(fd, name)
 		return err
 	})
 	if errors.Is(err, errView) { // says nothing of the name, which may be no name
@@ -150,13 +149,34 @@ func offMain(do func()) {
 	runtime.UnlockOSThread()
 }
 
-// readSmall reads a key or signature file.
-func readSmall(file *os.File) ([]byte, error) {
-	data, err := io.ReadAll(io.LimitReader(file, sign.MaxKeyFile+1))
-	if err == nil && len(data) > sign.MaxKeyFile {
-		err = tooLarge(file.Name(), int64(len(data)))
+// readSmall reads a key or signature file. It never waits for more to come, as an
+// os.File would.
+func readSmall(fd int, name string) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(descriptor(fd), sign.MaxKeyFile+1))
+	if err != nil {
+		return nil, &fs.PathError{Op: "read", Path: name, Err: err}
 	}
-	return data, err
+	if len(data) > sign.MaxKeyFile {
+		return nil, tooLarge(name, int64(len(data)))
+	}
+	return data, nil
+}
+
+type descriptor int
+
+func (d descriptor) Read(p []byte) (int, error) {
+	for {
+		n, err := unix.Read(int(d), p)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return 0, err
+		case n == 0:
+			return 0, io.EOF
+		}
+		return n, nil
+	}
 }
 
 func tooLarge(name string, size int64) error {
@@ -274,7 +294,9 @@ func (v *view) close() {
 
 // open opens a key file for reading, by the caller's path. What it is is looked
 // at before it is opened: a FIFO, a terminal or a device would notice, and
-// a file of the mount itself would have to be computed first.
+// a file of the mount itself would have to be computed first. What the kernel
+// makes up while it is read, as in /proc, has no size; some of it blocks, or is gone
+// once it was read (/proc/kmsg: proc(5)).
 func (v *view) open(name string, notOn uint64) (int, error) {
 	seen, err := v.openat2(name, unix.O_PATH)
 	if err != nil {
@@ -293,6 +315,8 @@ func (v *view) open(name string, notOn uint64) (int, error) {
 		return refuse(sign.ErrKey, "it lies in this mount itself; copy it out first")
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
 		return refuse(sign.ErrKey, "not a regular file")
+	case st.Size == 0:
+		return refuse(sign.ErrKey, "the file is empty")
 	case st.Size > sign.MaxKeyFile:
 		return -1, tooLarge(name, st.Size)
 	}
