@@ -30,7 +30,8 @@ type receipts struct {
 	dirs map[string]bool // directories, also empty ones; each ends with a slash
 }
 
-// A receipt has a line `APP<tab>TAG<tab>DIGEST` for each image that an archive brought.
+// A receipt has a line `APP<tab>TAG<tab>DIGEST` for each image that an archive brought. It is
+// for everybody, if the app is; else for who brought it.
 type receipt struct {
 	text  []byte
 	owner Caller
@@ -153,20 +154,36 @@ func (n *dropDir) lookupDone(ctx context.Context, out *fuse.EntryOut) (*gofs.Ino
 	return n.newDone(ctx, &n.Inode, "", out)
 }
 
-// newDone is a directory in .done/, with the attributes of import/.
+// newDone is a directory in .done/.
 func (n *dropDir) newDone(ctx context.Context, parent *gofs.Inode, prefix string, out *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
 	var attr fuse.AttrOut
 	if errno := n.Getattr(ctx, nil, &attr); errno != 0 {
 		return nil, errno
 	}
 	out.Attr = attr.Attr
+	n.closeDone(prefix, &out.Attr)
 	at := path.Join(n.path, doneName, prefix)
 	node := &doneDir{refusing: refusing{n.m, at}, of: n, prefix: prefix}
 	return parent.NewInode(ctx, node, gofs.StableAttr{Mode: syscall.S_IFDIR, Ino: n.m.ino(at, &Item{})}), 0
 }
 
+// closeDone gives a directory in .done/, which has the attributes of import/, those of its
+// namespace if that is not everybody's to list.
+func (n *dropDir) closeDone(prefix string, out *fuse.Attr) {
+	name := strings.TrimSuffix(prefix, "/")
+	if prefix == "" || n.m.tree.everybodys(name) {
+		return
+	}
+	out.Mode &^= 0o777
+	if at, err := n.m.tree.Registry.Dir(name); err == nil {
+		out.Mode |= uint32(at.Mode.Perm())
+		out.Owner = fuse.Owner{Uid: at.UID, Gid: at.GID}
+	}
+}
+
 func (n *doneDir) Getattr(ctx context.Context, h gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
 	errno := n.of.Getattr(ctx, h, out)
+	n.of.closeDone(n.prefix, &out.Attr)
 	out.SetTimeout(0)
 	return errno
 }
@@ -177,6 +194,9 @@ func (n *doneDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 	base, isText := strings.CutSuffix(name, ".txt")
 	if r := n.receipts().get(n.prefix + base); isText && r != nil {
 		item := r.item()
+		if !n.m.tree.everybodys(n.prefix + base) {
+			item.Mode = 0o400
+		}
 		n.m.fill(&out.Attr, item)
 		at := path.Join(n.path, name)
 		node := &receiptNode{refusing: refusing{n.m, at}, item: item}

@@ -401,15 +401,14 @@ func (n *dropDir) isDir(at string) bool {
 	return d.dirs[at] != nil || at == doneName
 }
 
-// A right says, by an error, that somebody may not make files in a directory of
-// the registry.
-type right func(ctx context.Context, reg *layout.Registry, dir string) error
-
 // publish makes an app of what was staged, or adds it to the app that is there, for
-// one who may: import/ only says who may make new ones in the registry itself.
-func (d *drops) publish(ctx context.Context, app string, staged *layout.Staged, may right) (imported []layout.Imported, outcome string, err error) {
+// who opened the file, if he may: import/ only says who may make new ones in the registry itself.
+func (d *drops) publish(ctx context.Context, app string, staged *layout.Staged, by *dropHandle) (imported []layout.Imported, outcome string, err error) {
+	if err := by.mayLook(ctx, d.mounted.tree.Registry, path.Dir(app)); err != nil {
+		return nil, "", err
+	}
 	staged.May = func(dir string) error {
-		err := may(ctx, d.mounted.tree.Registry, dir)
+		err := by.may(ctx, d.mounted.tree.Registry, dir)
 		switch {
 		case err == nil:
 			return nil

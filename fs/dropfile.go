@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"strings"
 	"sync"
 	"syscall"
@@ -431,7 +432,7 @@ func (f *dropFile) close(ctx context.Context, h gofs.FileHandle, forGood func(*d
 	case unlinked:
 		return a.fail(handle.caller.UID, name, &fault{syscall.ECANCELED, "its name was removed before it was complete; nothing was imported"})
 	}
-	return a.takeIn(ctx, name, closing, handle.caller, handle.may)
+	return a.takeIn(ctx, name, closing, handle.caller, handle)
 }
 
 // may says, by an error, that who opened the file may not make files in a
@@ -443,6 +444,23 @@ func (h *dropHandle) may(ctx context.Context, reg *layout.Registry, dir string) 
 	return h.rights.run(ctx, func() error { return reg.MayChange(dir) })
 }
 
+// mayLook says, by an error, that who opened the file may not look for anything in a directory of the
+// registry. Whether that is there, the error does not tell.
+func (h *dropHandle) mayLook(ctx context.Context, reg *layout.Registry, dir string) error {
+	if h.rightErr != nil {
+		return h.rightErr
+	}
+	err := h.rights.run(ctx, func() error {
+		// Of what is not there, who may look is told so.
+		_, err := reg.Dir(path.Join(dir, strings.Repeat("-", layout.MaxName)))
+		return err
+	})
+	if errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("you may not make an app in %s: %w", dir, syscall.EACCES)
+	}
+	return nil
+}
+
 // fail ends it with an error. Its turn is held.
 func (a *attempt) fail(uid uint32, name string, err error) syscall.Errno {
 	a.end(uid, name, inWords(err), err)
@@ -451,7 +469,7 @@ func (a *attempt) fail(uid uint32, name string, err error) syscall.Errno {
 }
 
 // takeIn makes an app of the archive. Its turn is held.
-func (a *attempt) takeIn(ctx context.Context, name string, closing bool, by Caller, may right) syscall.Errno {
+func (a *attempt) takeIn(ctx context.Context, name string, closing bool, by Caller, opened *dropHandle) syscall.Errno {
 	f := a.file
 	if !f.publishing(a) {
 		return syscall.EBUSY
@@ -479,7 +497,7 @@ func (a *attempt) takeIn(ctx context.Context, name string, closing bool, by Call
 		a.arrival = nil
 	}
 	app := appOf(name)
-	imported, outcome, err := f.m.drops.publish(ctx, app, a.staged, may)
+	imported, outcome, err := f.m.drops.publish(ctx, app, a.staged, opened)
 	if errors.Is(err, context.DeadlineExceeded) { // a rename, which may be tried again
 		f.m.drops.log(by.UID, name, fmt.Sprintf("another process is changing the app %s (waited %v); rename it again", app, renameWait))
 		return syscall.EBUSY
@@ -545,7 +563,7 @@ func (f *dropFile) takeInAs(ctx context.Context, name string) syscall.Errno {
 	}
 	rights, rightErr := credentialsOf(caller)
 	h := &dropHandle{rights: rights, rightErr: rightErr}
-	return a.takeIn(ctx, name, true, caller, h.may)
+	return a.takeIn(ctx, name, true, caller, h)
 }
 
 // renameWait is how long a rename waits for who holds an app.

@@ -512,8 +512,42 @@ func (d *imagesDir) item(context.Context) (*Item, error) {
 		return nil, err
 	}
 	item := directory(d, at.Attr)
+	if snap.Err == nil { // otherwise there is nothing in it
+		// Its names are what index.json says, and for those who may read that.
+		readers := snap.Attr.Mode.Perm() & 0o444
+		item.Mode, item.UID, item.GID = fs.ModeDir|readers|readers>>2, snap.Attr.UID, snap.Attr.GID
+	}
 	item.Mtime = snap.Attr.Mtime
 	return item, nil
+}
+
+// everybodys says whether every user may look at what a path of the registry has in it: an
+// app, with its index.json, or a namespace. What is not there is nobody's secret.
+func (t *Tree) everybodys(name string) bool {
+	for dir := "."; ; {
+		at, err := t.Registry.Dir(dir)
+		if err != nil {
+			return errors.Is(err, layout.ErrNotFound)
+		}
+		if at.Mode.Perm()&0o001 == 0 {
+			return false
+		}
+		if dir == name {
+			break
+		}
+		next, _, _ := strings.Cut(strings.TrimPrefix(name, dir+"/"), "/")
+		dir = path.Join(dir, next)
+	}
+	at, err := t.Registry.Dir(name)
+	if err != nil || !at.App {
+		return err == nil && at.Mode.Perm()&0o004 != 0
+	}
+	app, err := t.Registry.App(name)
+	if err != nil {
+		return errors.Is(err, layout.ErrNotFound)
+	}
+	index, err := app.Stat("index.json")
+	return err == nil && index.Mode.Perm()&0o004 != 0 || errors.Is(err, layout.ErrNotFound)
 }
 
 func (d *imagesDir) lookup(ctx context.Context, name string) (*Item, error) {
