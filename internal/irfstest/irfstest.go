@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -54,6 +55,20 @@ func Build() (*House, error) {
 	}
 	return h, nil
 }
+
+// lookAtSources looks at all that irfs is built from, once, while tests run: `go test` shows an old result again
+// unless something changed that the tests themselves had looked at, and that the program is built anew
+// does not count.
+var lookAtSources = sync.OnceFunc(func() {
+	mod, _ := exec.Command("go", "env", "GOMOD").Output()
+	root := filepath.Dir(strings.TrimSpace(string(mod)))
+	filepath.WalkDir(root, func(name string, e fs.DirEntry, err error) error {
+		if err == nil && e.IsDir() && strings.HasPrefix(e.Name(), ".") && name != root {
+			return filepath.SkipDir
+		}
+		return nil
+	})
+})
 
 // Race says whether the tests were built with the race detector.
 func Race() bool {
@@ -150,6 +165,7 @@ func (h *House) probe() error {
 // Lacks says what of the given words this machine lacks, "" for nothing: a tool, fuse (that
 // irfs can mount), root (to be it), loop (devices).
 func (h *House) Lacks(words ...string) string {
+	lookAtSources()
 	for _, word := range words {
 		switch word {
 		case "fuse":
