@@ -499,7 +499,7 @@ func TestSignBesideOtherTools(t *testing.T) {
 			var tornSince time.Time
 			stop := meanwhile(t, func() {
 				tags, err := whole(app)
-				theirs := row.tears && err != nil && strings.Contains(err.Error(), string(copied.Digest))
+				theirs := row.tears && err != nil && strings.Contains(err.Error(), copied.Digest.Encoded())
 				switch {
 				case torn(err) && !row.tears:
 					t.Error(err)
