@@ -2,11 +2,8 @@ package sign
 
 import (
 	"bytes"
-	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/pem"
@@ -18,14 +15,26 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"irfs/internal/irfstest"
 )
 
 // openssl runs the real openssl with a file name in place of each "@", which holds the next of files, and gives its
 // standard output.
 func openssl(t *testing.T, command string, files ...[]byte) []byte {
 	t.Helper()
+	out, err := askOpenSSL(t, command, files...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// askOpenSSL is openssl where it may say no: that is the error.
+func askOpenSSL(t *testing.T, command string, files ...[]byte) ([]byte, error) {
+	t.Helper()
 	if _, err := exec.LookPath("openssl"); err != nil {
-		t.Skip("there is no openssl in PATH to compare with")
+		irfstest.Skip(t, "there is no openssl in PATH to compare with")
 	}
 	args, dir := strings.Fields(command), t.TempDir()
 	for i, arg := range args {
@@ -43,9 +52,9 @@ func openssl(t *testing.T, command string, files ...[]byte) []byte {
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("openssl %s: %v\n%s", command, err, &stderr)
+		err = fmt.Errorf("openssl %s: %w\n%s", command, err, &stderr)
 	}
-	return out
+	return out, err
 }
 
 func newKey(t testing.TB) *PrivateKey {
@@ -361,88 +370,4 @@ func TestKeyIsNotPrinted(t *testing.T) {
 	if got := fmt.Sprint(PrivateKey{}, (*PrivateKey)(nil)); got != "no private key <nil>" {
 		t.Errorf("no key prints as %q", got)
 	}
-}
-
-// seedKeys adds a key in all forms to a fuzz target's corpus.
-func seedKeys(f *testing.F) {
-	k := rfc6979Key(f)
-	key, pub := k.DER(), k.Public().DER()
-	scalar, point := key[8:8+scalarSize], pub[len(spkiBegin):]
-	for _, form := range privateForms {
-		der := join(form.begin, scalar, form.end)
-		if strings.HasSuffix(form.end, sec1Point) {
-			der = append(der, point...)
-		}
-		f.Add(der)
-		f.Add(toPEM(form.label, der))
-	}
-	f.Add(join(toPEM("EC PARAMETERS", []byte(oidP384)), toPEM("EC PRIVATE KEY", key)))
-	f.Add([]byte("-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nAA==\n-----END EC PRIVATE KEY-----\n"))
-	f.Add(pub)
-	f.Add(toPEM("PUBLIC KEY", pub))
-	for _, curve := range []elliptic.Curve{elliptic.P256(), elliptic.P521()} {
-		other, err := ecdsa.GenerateKey(curve, rand.Reader)
-		if err != nil {
-			f.Fatal(err)
-		}
-		der, err := x509.MarshalPKCS8PrivateKey(other)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(der)
-	}
-}
-
-func FuzzParsePrivateKey(f *testing.F) {
-	seedKeys(f)
-	f.Fuzz(func(t *testing.T, b []byte) {
-		k, err := ParsePrivateKey(b)
-		if err != nil {
-			if !errors.Is(err, ErrKey) {
-				t.Fatalf("%v is not an ErrKey", err)
-			}
-			return
-		}
-		again, err := ParsePrivateKey(k.DER())
-		if err != nil || !bytes.Equal(again.DER(), k.DER()) || !again.Public().Equal(k.Public()) {
-			t.Fatalf("%x does not come back as it is: %v", k.DER(), err)
-		}
-		std, err := x509.ParseECPrivateKey(k.DER())
-		if err != nil {
-			t.Fatalf("crypto/x509 refuses %x: %v", k.DER(), err)
-		}
-		if der, err := x509.MarshalECPrivateKey(std); err != nil || !bytes.Equal(der, k.DER()) {
-			t.Fatalf("crypto/x509 writes %x as %x: %v", k.DER(), der, err)
-		}
-		if _, err := ParsePublicKey(b); err == nil {
-			t.Fatal("this is both a private and a public key")
-		}
-	})
-}
-
-func FuzzParsePublicKey(f *testing.F) {
-	seedKeys(f)
-	f.Fuzz(func(t *testing.T, b []byte) {
-		k, err := ParsePublicKey(b)
-		if err != nil {
-			if !errors.Is(err, ErrKey) {
-				t.Fatalf("%v is not an ErrKey", err)
-			}
-			return
-		}
-		if b[0] == 0x30 && !bytes.Equal(k.DER(), b) {
-			t.Fatalf("%x is written as %x", b, k.DER())
-		}
-		again, err := ParsePublicKey(k.DER())
-		if err != nil || !again.Equal(k) || again.Fingerprint() != k.Fingerprint() {
-			t.Fatalf("%x does not come back as it is: %v", k.DER(), err)
-		}
-		std, err := x509.ParsePKIXPublicKey(k.DER())
-		if err != nil {
-			t.Fatalf("crypto/x509 refuses %x: %v", k.DER(), err)
-		}
-		if der, err := x509.MarshalPKIXPublicKey(std); err != nil || !bytes.Equal(der, k.DER()) {
-			t.Fatalf("crypto/x509 writes %x as %x: %v", k.DER(), der, err)
-		}
-	})
 }

@@ -192,32 +192,3 @@ func TestSignatureRefused(t *testing.T) {
 		})
 	}
 }
-
-func FuzzVerify(f *testing.F) {
-	k, message := rfc6979Key(f), []byte("message")
-	good, err := k.Sign(message)
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(good)
-	f.Add(join("\x30\x81", good[1:]))
-	f.Add(ecdsaSig(f, "1", "1"))
-	f.Add(ecdsaSig(f, "0", "-1"))
-	f.Fuzz(func(t *testing.T, signature []byte) {
-		err := k.Public().Verify(message, signature)
-		// encoding/asn1 takes more than DER, such as further members, but what it writes is DER.
-		var v rs
-		strict := false
-		if rest, err := asn1.Unmarshal(signature, &v); err == nil && len(rest) == 0 {
-			n := elliptic.P384().Params().N
-			inRange := v.R.Sign() > 0 && v.S.Sign() > 0 && v.R.Cmp(n) < 0 && v.S.Cmp(n) < 0
-			strict = inRange && bytes.Equal(ecdsaSig(t, v.R.Text(16), v.S.Text(16)), signature)
-		}
-		switch {
-		case strict && err != nil && !errors.Is(err, ErrMismatch):
-			t.Fatalf("%x is DER of two numbers in range, but: %v", signature, err)
-		case !strict && !errors.Is(err, ErrSignature):
-			t.Fatalf("%x is not DER of two numbers in range, but: %v", signature, err)
-		}
-	})
-}
