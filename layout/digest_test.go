@@ -3,6 +3,7 @@ package layout
 import (
 	"errors"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -53,17 +54,29 @@ func TestParseDigest(t *testing.T) {
 	}
 }
 
+// FuzzParseDigest: what is taken is as the image-spec's grammar has it, and leads to one file below blobs.
 func FuzzParseDigest(f *testing.F) {
-	f.Add("sha256:" + strings.Repeat("0", 64))
-	f.Add("sha256:../../x")
+	grammar := regexp.MustCompile(`\A(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})\z`)
+	for _, s := range []string{
+		"", ":", "sha256:", "sha256:../../x", "sha256:" + strings.Repeat("0", 64), "sha512:" + strings.Repeat("f9", 64), "sha256:" + strings.Repeat("A", 64),
+		"sha256:" + strings.Repeat("0", 64) + "\n", "sha256:" + strings.Repeat("/", 64), "sha256:" + strings.Repeat("0", 63) + "\x00", "sha384:" + strings.Repeat("a", 96), "sha256+b64:x",
+	} {
+		f.Add(s)
+	}
 	f.Fuzz(func(t *testing.T, s string) {
 		d, err := ParseDigest(s)
+		if (err == nil) != grammar.MatchString(s) {
+			t.Fatalf("ParseDigest(%q): %v", s, err)
+		}
 		if err != nil {
+			if !errors.Is(err, ErrDigest) || d != "" || len(err.Error()) > 1000 {
+				t.Fatalf("ParseDigest(%q): %q, %v", s, d, err)
+			}
 			return
 		}
 		path := BlobPath(d)
-		if !filepath.IsLocal(path) || strings.Count(path, "/") != 2 || d.Validate() != nil {
-			t.Errorf("ParseDigest(%q): path %q, %v", s, path, d.Validate())
+		if string(d) != s || path != "blobs/"+strings.Replace(s, ":", "/", 1) || !filepath.IsLocal(path) || d.Validate() != nil {
+			t.Fatalf("ParseDigest(%q): %q, path %q, %v", s, d, path, d.Validate())
 		}
 	})
 }

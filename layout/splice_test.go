@@ -485,7 +485,116 @@ func TestAppendDescriptorsAsPrinted(t *testing.T) {
 	}
 }
 
+// A spot is where the value of a member, or an element, is, as encoding/json finds it.
+type spot struct {
+	name string
+	span
+}
+
+// spots finds the members of an object, or the elements of an array, in a document that is well-formed.
+func spots(t *testing.T, doc []byte, in span) (found []spot) {
+	t.Helper()
+	dec := stdjson.NewDecoder(bytes.NewReader(in.of(doc)))
+	open, err := dec.Token()
+	for err == nil && dec.More() {
+		s := spot{}
+		if open == stdjson.Delim('{') {
+			var name stdjson.Token
+			if name, err = dec.Token(); err != nil {
+				break
+			}
+			s.name = name.(string)
+		}
+		var value stdjson.RawMessage
+		err = dec.Decode(&value)
+		end := in.start + int(dec.InputOffset())
+		s.span = span{end - len(value), end}
+		found = append(found, s)
+	}
+	if err != nil {
+		t.Fatalf("encoding/json: %v\nin %q", err, in.of(doc))
+	}
+	return found
+}
+
+// named gives the member of that name.
+func named(found []spot, name string) (spot, bool) {
+	i := slices.IndexFunc(found, func(s spot) bool { return s.name == name })
+	if i < 0 {
+		return spot{}, false
+	}
+	return found[i], true
+}
+
+// keeps fails the test unless got is doc byte for byte, but for the values of annotations that had another one, and one text that is
+// put in: behind the last annotation, or in the place of none, or behind the last member.
+func keeps(t *testing.T, doc, got []byte, set []Annotation) {
+	t.Helper()
+	rest := got
+	kept := func(text []byte) {
+		t.Helper()
+		var ok bool
+		if rest, ok = bytes.CutPrefix(rest, text); !ok {
+			t.Fatalf("%q is not kept\nfrom %q\ngot  %q", text, doc, got)
+		}
+	}
+	top := spots(t, doc, span{0, len(doc)})
+	annotations, found := named(top, "annotations")
+	var old []spot
+	if found && doc[annotations.start] == '{' {
+		old = spots(t, doc, annotations.span)
+	}
+	at, fresh := 0, 0
+	for _, a := range set {
+		if _, ok := named(old, a.Key); !ok {
+			fresh++
+		}
+	}
+	for _, m := range old {
+		i := slices.IndexFunc(set, func(a Annotation) bool { return a.Key == m.name })
+		var was string
+		if err := stdjson.Unmarshal(m.of(doc), &was); err != nil {
+			t.Fatal(err)
+		}
+		if i < 0 || was == set[i].Value {
+			continue
+		}
+		kept(doc[at:m.start])
+		var now stdjson.RawMessage
+		if err := stdjson.NewDecoder(bytes.NewReader(rest)).Decode(&now); err != nil {
+			t.Fatal(err)
+		}
+		kept(now)
+		at = m.end
+	}
+	if fresh == 0 {
+		if kept(doc[at:]); len(rest) > 0 {
+			t.Fatalf("%q is added\nfrom %q\ngot  %q", rest, doc, got)
+		}
+		return
+	}
+	in := span{0, len(doc)} // what the text takes the place of
+	switch {
+	case len(old) > 0:
+		in.start = old[len(old)-1].end
+		in.end = in.start
+	case found:
+		in = annotations.span
+	case len(top) > 0:
+		in.start = top[len(top)-1].end
+		in.end = in.start
+	default:
+		in.start, in.end = bytes.IndexByte(doc, '{'), bytes.IndexByte(doc, '}')+1
+	}
+	kept(doc[at:in.start])
+	if !bytes.HasSuffix(rest, doc[in.end:]) {
+		t.Fatalf("%q is not kept\nfrom %q\ngot  %q", doc[in.end:], doc, got)
+	}
+}
+
+// FuzzSetAnnotations: of a manifest nothing but the annotations changes, not a byte; it has them then; and again changes nothing.
 func FuzzSetAnnotations(f *testing.F) {
+	f.Add([]byte("{\n  \"schemaVersion\": 2, \"annotations\": {\"\\u006b\" : \"old\" , \"z\":\"\\u0077\"}}\r\n "), "k", "v", "z", "w")
 	for _, annotations := range []string{"", `,"annotations":null`, `,"annotations":{}`, `,"annotations":{ "k" : "x" }`, `,"annotations":{"x":"y"}`} {
 		f.Add([]byte(manifestOf(annotations)), "k", "v", "l", "w")
 		f.Add([]byte(indented(manifestOf(annotations), "\t")), "k", "v", "l", "w")
@@ -500,6 +609,9 @@ func FuzzSetAnnotations(f *testing.F) {
 			t.Fatalf("the document that was given is changed")
 		}
 		old, strict := ParseManifest(doc, "")
+		if err == nil && strict == nil {
+			keeps(t, doc, got, set)
+		}
 		if err != nil {
 			if strict == nil && key1 != key2 && validUTF8(key1, value1, key2, value2) {
 				t.Fatalf("%v\nfrom %q", err, doc)
@@ -532,6 +644,148 @@ func validUTF8(texts ...string) bool {
 	return !slices.ContainsFunc(texts, func(s string) bool { return strings.ToValidUTF8(s, "") != s })
 }
 
+// listOf finds the value of `manifests`.
+func listOf(t *testing.T, doc []byte) span {
+	t.Helper()
+	list, ok := named(spots(t, doc, span{0, len(doc)}), "manifests")
+	if !ok {
+		t.Fatalf("no manifests in %q", doc)
+	}
+	return list.span
+}
+
+// moved is what moveDescriptors has to make of an index, by encoding/json.
+func moved(t *testing.T, doc []byte, moves map[digest.Digest]move) []byte {
+	t.Helper()
+	list := listOf(t, doc)
+	if doc[list.start] != '[' {
+		return doc
+	}
+	var edits []edit
+	text := func(s span) (text string) {
+		stdjson.Unmarshal(s.of(doc), &text)
+		return text
+	}
+	for _, d := range spots(t, doc, list) {
+		members := spots(t, doc, d.span)
+		if annotations, ok := named(members, "annotations"); ok && doc[annotations.start] == '{' {
+			if reference, ok := named(spots(t, doc, annotations.span), "vnd.docker.reference.digest"); ok {
+				if to, ok := moves[digest.Digest(text(reference.span))]; ok {
+					edits = append(edits, edit{reference.span, fmt.Appendf(nil, "%q", to.Digest)})
+				}
+			}
+		}
+		own, _ := named(members, "digest")
+		to, ok := moves[digest.Digest(text(own.span))]
+		if !ok {
+			continue
+		}
+		size, _ := named(members, "size")
+		edits = append(edits, edit{own.span, fmt.Appendf(nil, "%q", to.Digest)}, edit{size.span, fmt.Append(nil, to.Size)})
+		if data, ok := named(members, "data"); ok && doc[data.start] == '"' {
+			blob, _ := stdjson.Marshal(to.Bytes)
+			edits = append(edits, edit{data.span, blob})
+		}
+	}
+	slices.SortFunc(edits, func(a, b edit) int { return b.start - a.start })
+	for _, e := range edits { // the last first
+		doc = slices.Concat(doc[:e.start], e.text, doc[e.end:])
+	}
+	return doc
+}
+
+// FuzzEditDescriptors: an index from which descriptors are taken, or none, or which has another media type, is otherwise as it was.
+func FuzzEditDescriptors(f *testing.F) {
+	for _, n := range []int{0, 1, 2, 3} {
+		var list []string
+		for i := range n {
+			list = append(list, descriptorOf("m", fmt.Sprintf("%064x", i), ""))
+		}
+		for drop := range uint64(1) << n {
+			f.Add([]byte(indexOf(list...)), drop, "m")
+			f.Add([]byte(indented(indexOf(list...), "\t")), drop, v1.MediaTypeImageIndex)
+		}
+	}
+	f.Add([]byte(`{"manifests":null}`), uint64(0), `"`)
+	f.Add([]byte("{ \"manifests\" : [ ] , \"mediaType\" : \"x\" }\n"), uint64(0), "\u2028<")
+	f.Fuzz(func(t *testing.T, doc []byte, drop uint64, mediaType string) {
+		old, strict := ParseIndex(doc, "")
+		before := bytes.Clone(doc)
+		dropped := func(i int) bool { return drop>>(i%64)&1 == 1 }
+		same, err := editDescriptors(doc, func(_ int, d []byte) ([]byte, error) { return d, nil })
+		if strict != nil {
+			return
+		}
+		if err != nil || len(old.Manifests) > 0 && !bytes.Equal(same, doc) {
+			t.Fatalf("nothing edited: %v\nfrom %q\ngot  %q", err, doc, same)
+		}
+		got, err := editDescriptors(doc, func(i int, d []byte) ([]byte, error) {
+			if dropped(i) {
+				return nil, nil
+			}
+			return d, nil
+		})
+		if err != nil || !bytes.Equal(doc, before) {
+			t.Fatalf("%v\nfrom %q\nit is %q", err, before, doc)
+		}
+		list := listOf(t, doc)
+		if !bytes.HasPrefix(got, doc[:list.start]) || !bytes.HasSuffix(got, doc[list.end:]) {
+			t.Fatalf("from %q\ngot  %q", doc, got)
+		}
+		var texts []string
+		if doc[list.start] == '[' {
+			for i, d := range spots(t, doc, list) {
+				if !dropped(i) {
+					texts = append(texts, string(d.of(doc)))
+				}
+			}
+			var kept []string
+			for _, d := range spots(t, got, listOf(t, got)) {
+				kept = append(kept, string(d.of(got)))
+			}
+			if !slices.Equal(kept, texts) {
+				t.Fatalf("from %q\ngot  %q\nwant %q", doc, got, texts)
+			}
+		}
+		if _, err := ParseIndex(got, ""); err != nil {
+			t.Fatalf("%v\nfrom %q\ngot  %q", err, doc, got)
+		}
+
+		compact, err := descriptorTexts(doc)
+		if err != nil || len(compact) != len(old.Manifests) {
+			t.Fatalf("%d texts of %d: %v\nin %q", len(compact), len(old.Manifests), err, doc)
+		}
+		twice, err := appendDescriptors(doc, compact)
+		if err != nil {
+			t.Fatalf("%v\nfrom %q", err, doc)
+		}
+		if again, err := ParseIndex(twice, ""); err != nil || len(again.Manifests) != 2*len(old.Manifests) {
+			t.Fatalf("%v\nfrom %q\ngot  %q", err, doc, twice)
+		}
+
+		if !validUTF8(mediaType) {
+			return
+		}
+		set, err := setString(doc, "mediaType", mediaType)
+		if err != nil {
+			t.Fatalf("%v\nfrom %q", err, doc)
+		}
+		if again, err := setString(set, "mediaType", mediaType); err != nil || !bytes.Equal(again, set) {
+			t.Fatalf("a second time: %v\nfrom  %q\ngot   %q\nagain %q", err, doc, set, again)
+		}
+		was, had := named(spots(t, doc, span{0, len(doc)}), "mediaType")
+		now, ok := named(spots(t, set, span{0, len(set)}), "mediaType")
+		var value string
+		if stdjson.Unmarshal(now.of(set), &value); !ok || value != mediaType {
+			t.Fatalf("it is %q\nfrom %q\ngot  %q", value, doc, set)
+		}
+		if had && string(set) != string(doc[:was.start])+string(now.of(set))+string(doc[was.end:]) || !had && commonEnds(string(doc), string(set)) < len(doc) {
+			t.Fatalf("from %q\ngot  %q", doc, set)
+		}
+	})
+}
+
+// FuzzMoveDescriptors: of an index nothing but what names a moved digest changes, not a byte.
 func FuzzMoveDescriptors(f *testing.F) {
 	f.Add([]byte(indexOf(descriptorOf("m", hexA, `,"data":"eA==","annotations":{"vnd.docker.reference.digest":"sha256:`+hexA+`"}`), descriptorOf("m", hexC, ""))))
 	f.Add([]byte(indented(indexOf(descriptorOf("m", hexC, ""), descriptorOf("m", hexA, `,"x":{"digest":1}`)), " ")))
@@ -559,6 +813,14 @@ func FuzzMoveDescriptors(f *testing.F) {
 		}
 		if strict != nil {
 			return
+		}
+		if want := moved(t, doc, moves); !bytes.Equal(got, want) {
+			t.Fatalf("from %q\ngot  %q\nwant %q", doc, got, want)
+		}
+		if before, after := listOf(t, doc), listOf(t, appended); !bytes.HasPrefix(appended, doc[:before.start]) || !bytes.HasSuffix(appended, doc[before.end:]) {
+			t.Fatalf("append: from %q\ngot %q", doc, appended)
+		} else if n := len(old.Manifests); n > 0 && !bytes.HasPrefix(after.of(appended), doc[before.start:spots(t, doc, before)[n-1].end]) {
+			t.Fatalf("append: from %q\ngot %q", doc, appended)
 		}
 		longer, err := ParseIndex(appended, "")
 		if err != nil || len(longer.Manifests) != len(old.Manifests)+1 || longer.Manifests[len(old.Manifests)].Digest != digestOf(hexC) {

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 )
@@ -371,6 +373,47 @@ func FuzzParseManifest(f *testing.F) {
 			return
 		}
 		agree(t, doc, manifest)
+	})
+}
+
+func FuzzParseConfig(f *testing.F) {
+	f.Add([]byte(`{"architecture":"arm64","os":"linux","variant":"v8","os.version":"1","os.features":["a"],"config":{"Env":["A=b"]},"rootfs":{"type":"layers","diff_ids":["sha256:` + hexA + `"]},"history":[{}]}`))
+	f.Add([]byte(`{"os":null,"rootfs":{"type":"layers","diff_ids":null}}`))
+	f.Add([]byte(`{"OS":"linux","rootfs":{"diff_ids":["sha256:../../x"]}}`))
+	f.Add([]byte(`{"os":"linux","os":"linux"}`))
+	f.Fuzz(func(t *testing.T, doc []byte) {
+		config, err := ParseConfig(doc)
+		if err != nil {
+			if !errors.Is(err, ErrCorrupt) || err.Error() == "" {
+				t.Fatalf("%v is no ErrCorrupt", err)
+			}
+			return
+		}
+		// Another strict and case-sensitive reader, of these members alone: irfs leaves the others unread.
+		var want struct {
+			Architecture string   `json:"architecture"`
+			OS           string   `json:"os"`
+			OSVersion    string   `json:"os.version"`
+			OSFeatures   []string `json:"os.features"`
+			Variant      string   `json:"variant"`
+			RootFS       struct {
+				Type    string          `json:"type"`
+				DiffIDs []digest.Digest `json:"diff_ids"`
+			} `json:"rootfs"`
+		}
+		if err := json.Unmarshal(doc, &want); err != nil {
+			t.Fatalf("accepted, but: %v\n%s", err, doc)
+		}
+		p, r := config.Platform, config.RootFS
+		if p.Architecture != want.Architecture || p.OS != want.OS || p.OSVersion != want.OSVersion || p.Variant != want.Variant || !slices.Equal(p.OSFeatures, want.OSFeatures) ||
+			r.Type != want.RootFS.Type || !slices.Equal(r.DiffIDs, want.RootFS.DiffIDs) {
+			t.Fatalf("read differently:\n%+v\n%+v\n%s", config, want, doc)
+		}
+		for _, d := range r.DiffIDs {
+			if _, err := ParseDigest(string(d)); err != nil {
+				t.Fatal(err)
+			}
+		}
 	})
 }
 
