@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"path"
 	"slices"
 	"strings"
@@ -54,14 +53,21 @@ func parseCommand(data []byte) (*command, error) {
 	if name == "" {
 		return nil, badCommand("nothing was written but a line end; write the path of the vendor's private key")
 	}
-	if !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
-		// It may be a key in some disguise, and must not be echoed as a path.
-		return nil, badCommand("not a path: it has a line end or another control character in it, or is no text")
-	}
-	if len(name) >= 60 && name[0] != '/' && strings.Trim(name, base64) == "" {
-		return nil, badCommand("this looks like a part of a key in base64; write a PEM file whole, with cat, or its path")
+	if err := checkPath(name); err != nil {
+		return nil, err
 	}
 	return &command{vendor: name}, nil
+}
+
+// checkPath refuses what is no path, and may be a key in some disguise, which must not be echoed as a path.
+func checkPath(name string) error {
+	if !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
+		return badCommand("not a path: it has a line end or another control character in it, or is no text")
+	}
+	if len(name) >= 60 && name[0] != '/' && strings.Trim(name, base64) == "" {
+		return badCommand("this looks like a part of a key in base64; write a PEM file whole, with cat, or its path")
+	}
+	return nil
 }
 
 // base64 is what a line of a PEM file is made of. A shell's echo of a whole one
@@ -98,6 +104,11 @@ func parseFlags(text string) (*command, error) {
 	case c.caPrv != "" && (c.certificate != "" || len(c.caPubs) > 0):
 		return nil, badCommand("-x makes the certificate itself; -s and -c do not go with it")
 	}
+	for _, name := range append([]string{c.vendor, c.certificate, c.caPrv}, c.caPubs...) {
+		if err := checkPath(name); err != nil {
+			return nil, err
+		}
+	}
 	return c, nil
 }
 
@@ -107,7 +118,7 @@ func (t *Tree) signer(c *command, read func(string) ([]byte, error), list func(s
 	text := c.key
 	if text == nil {
 		if text, err = read(c.vendor); err != nil {
-			return nil, "", unnamed(c.vendor, err)
+			return nil, "", unnamed(c.vendor, "the vendor's private key", err)
 		}
 	}
 	vendor, err := sign.ParsePrivateKey(text)
@@ -117,7 +128,7 @@ func (t *Tree) signer(c *command, read func(string) ([]byte, error), list func(s
 	if c.caPrv != "" {
 		text, err := read(c.caPrv)
 		if err != nil {
-			return nil, "", err
+			return nil, "", unnamed(c.caPrv, "the root CA's private key", err)
 		}
 		ca, err := sign.ParsePrivateKey(text)
 		if err != nil {
@@ -136,7 +147,7 @@ func (t *Tree) signer(c *command, read func(string) ([]byte, error), list func(s
 		for _, name := range names {
 			text, err := read(name)
 			if err != nil {
-				return nil, "", err
+				return nil, "", unnamed(name, "a root CA", err)
 			}
 			ca, err := sign.ParsePublicKey(text)
 			if err != nil {
@@ -164,14 +175,35 @@ func (t *Tree) signer(c *command, read func(string) ([]byte, error), list func(s
 }
 
 // unnamed is the error of opening a file without the name that was written, if
-// that may be a line of a key, as long as no file of that name was seen.
-func unnamed(name string, err error) error {
-	var at *fs.PathError
+// that may hold a part of a key, as long as no file of that name was seen.
+func unnamed(name, of string, err error) error {
 	var errno syscall.Errno
-	if strings.Trim(name, base64) != "" || !errors.As(err, &at) || !errors.As(err, &errno) {
+	if !errors.As(err, &errno) || !mayHoldKey(name) {
 		return err
 	}
-	return &fault{errno, fmt.Sprintf("the file that was named for the vendor's private key: %v", errno)}
+	return &fault{errno, fmt.Sprintf("the file that was named for %s: %v", of, errno)}
+}
+
+// mayHoldKey says whether a name is, or has in it, what twelve bytes of a key or more could be in base64 or hex. Names in small letters do not.
+func mayHoldKey(name string) bool {
+	if strings.Trim(name, base64) == "" {
+		return true
+	}
+	run, varied := 0, 0
+	for _, c := range []byte(name) {
+		if strings.IndexByte(base64, c) < 0 {
+			run, varied = 0, 0
+			continue
+		}
+		run++
+		if c != '/' && (c < 'a' || c > 'z') {
+			varied++
+		}
+		if run >= 18 && varied >= 4 {
+			return true
+		}
+	}
+	return false
 }
 
 // expand puts the *.pub of each directory in the place of its name.
@@ -181,7 +213,7 @@ func expand(names []string, list func(string) ([]string, bool, error)) ([]string
 		in, isDir, err := list(name)
 		switch {
 		case err != nil:
-			return nil, err
+			return nil, unnamed(name, "a root CA", err)
 		case !isDir:
 			in = []string{name}
 		case len(in) == 0:
@@ -205,7 +237,7 @@ func named(name string, err error) error {
 func (t *Tree) findCertificate(c *command, read func(string) ([]byte, error)) (text []byte, from string, err error) {
 	if c.certificate != "" {
 		text, err := read(c.certificate)
-		return text, c.certificate, err
+		return text, c.certificate, unnamed(c.certificate, "the certificate", err)
 	}
 	var tried []string
 	if c.vendor != "" {
