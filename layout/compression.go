@@ -113,7 +113,9 @@ func (g *gunzip) Read(p []byte) (int, error) {
 		}
 		g.in.Discard(1)
 	}
-	if err := g.z.Reset(g.in); err != nil {
+	if err := g.z.Reset(g.in); err == io.EOF { // in the header's name or comment, and not the end of all members
+		return 0, io.ErrUnexpectedEOF
+	} else if err != nil {
 		return 0, err
 	}
 	g.z.Multistream(false)

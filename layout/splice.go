@@ -301,13 +301,17 @@ func setString(doc []byte, name, value string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	text, err := quote(value)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
 	if m, ok := top.member(name); ok {
 		if was, err := unquote(m.value.of(doc)); err == nil && was == value {
 			return doc, nil
 		}
-		return splice(doc, []edit{{m.value, plain(value)}}), nil
+		return splice(doc, []edit{{m.value, text}}), nil
 	}
-	added := [][]byte{slices.Concat(plain(name), []byte(":"), plain(value))}
+	added := [][]byte{slices.Concat(plain(name), []byte(":"), text)}
 	style := spacingOf(doc, top, spacing{colon: ":"})
 	if len(top.members) == 0 {
 		return splice(doc, []edit{style.fill(doc, top.span, added)}), nil
