@@ -78,7 +78,7 @@ func FuzzCommand(f *testing.F) {
 	for i, template := range []string{
 		"KEY", "KEY\n", " KEY", "KEY ", "/KEY", "./KEY", "keys/KEY", "KEY.prv", "/proc/self/cwd/KEY", "xKEY", "0KEY\n", "-KEY", "\xffKEY", "KEY\x00",
 		"-v KEY", "-v 'KEY'", `-v "KEY"`, "-v 'KEY", "-vKEY", "-v=KEY", "--vendor-prv=KEY", "-v 'KEY' -x 'KEY'", "-v x -x KEY", "-v x -x 'KEY'",
-		"-v fuzz_test.go -s KEY", "-v fuzz_test.go -s 'KEY' -c 'KEY'", "-v 'KEY' -c . -c KEY", "-v KEY KEY", "-h KEY", "-- KEY", "-v -- KEY", "-q KEY", "--KEY",
+		"-v fuzz_test.go -s KEY", "-v fuzz_test.go -s 'KEY' -c 'KEY'", "-v 'KEY' -c . -c KEY", "-v KEY KEY", "-h KEY", "-- KEY", "-v -- KEY", "-q KEY", "--KEY", "-q -v x", "--quiet -v x", "-v x -- y",
 		"vendor.prv", "/keys/vendor.prv\n", "-v vendor.prv -s vendor.pub.sig -c a.pub -c b.pub", "-v a -x b", "-v a -x b -s c", "", "\n", "-v ''", "--vendor=a", "-v a\\", "-",
 	} {
 		for form := range texts {
@@ -87,8 +87,9 @@ func FuzzCommand(f *testing.F) {
 			}
 		}
 	}
-	f.Add([]byte(strings.Repeat("a", MaxCommand)), byte(0), byte(0), byte(0))
-	f.Add([]byte(strings.Repeat("a", MaxCommand+1)), byte(0), byte(0), byte(0))
+	for _, n := range []int{MaxCommand, MaxCommand + 1} {
+		f.Add([]byte("/"+strings.Repeat(".a/", n)[1:n]), byte(0), byte(0), byte(0))
+	}
 	f.Add([]byte("-v '/KEY'"), byte(9), byte(40), byte(10))
 
 	reg, err := layout.Open(f.TempDir())

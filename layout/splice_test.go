@@ -594,7 +594,9 @@ func keeps(t *testing.T, doc, got []byte, set []Annotation) {
 
 // FuzzSetAnnotations: of a manifest nothing but the annotations changes, not a byte; it has them then; and again changes nothing.
 func FuzzSetAnnotations(f *testing.F) {
-	f.Add([]byte("{\n  \"schemaVersion\": 2, \"annotations\": {\"\\u006b\" : \"old\" , \"z\":\"\\u0077\"}}\r\n "), "k", "v", "z", "w")
+	odd := manifestOf(`,"annotations": {"\u006b" : "old" , "z":"\u0077"}`)
+	f.Add([]byte(odd+"\r\n "), "k", "v", "z", "w")
+	f.Add([]byte(" "+odd+" "), "k", "v", "new", "w")
 	for _, annotations := range []string{"", `,"annotations":null`, `,"annotations":{}`, `,"annotations":{ "k" : "x" }`, `,"annotations":{"x":"y"}`} {
 		f.Add([]byte(manifestOf(annotations)), "k", "v", "l", "w")
 		f.Add([]byte(indented(manifestOf(annotations), "\t")), "k", "v", "l", "w")

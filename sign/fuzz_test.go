@@ -48,6 +48,13 @@ func seedKeys(f *testing.F) {
 	}
 	f.Add(join(toPEM("EC PARAMETERS", []byte(oidP384)), toPEM("EC PRIVATE KEY", key)), byte(0))
 	f.Add([]byte("-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nAA==\n-----END EC PRIVATE KEY-----\n"), byte(0))
+	strange := newKey(f).Public().DER()[len(spkiBegin):]
+	f.Add(join(key[:len(key)-pointSize], strange), byte(0))
+	f.Add(join(key, "\x00"), byte(1))
+	f.Add(join(key[:len(key)-1], []byte{key[len(key)-1] ^ 1}), byte(1))
+	f.Add(join(pub[:len(pub)-1], []byte{pub[len(pub)-1] ^ 1}), byte(0))
+	f.Add(join(pub, "\x00"), byte(0))
+	f.Add(join(toPEM("PUBLIC KEY", pub), "x"), byte(0))
 	f.Add(pub, byte(0))
 	f.Add(pub, byte(3))
 	f.Add(toPEM("PUBLIC KEY", pub), byte(0))
