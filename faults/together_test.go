@@ -3,7 +3,6 @@ package faults
 import (
 	"bytes"
 	"crypto/ecdsa"
-	"crypto/sha256"
 	"crypto/sha512"
 	"crypto/x509"
 	"encoding/hex"
@@ -153,48 +152,15 @@ func torn(err error) bool {
 
 // spare lists the blobs of an app that index.json does not reach, each of which has to hash to its name.
 func spare(app string) ([]string, error) {
-	text, err := os.ReadFile(app + "/index.json")
-	if err != nil {
-		return nil, err
-	}
-	used := map[string]bool{}
-	var reach func(doc string) error
-	reach = func(doc string) error {
-		var index document
-		if err := json.Unmarshal([]byte(doc), &index); err != nil {
-			return err
-		}
-		if index.Config != nil {
-			index.Layers = append(index.Layers, *index.Config)
-		}
-		for _, d := range index.Layers {
-			used[d.Digest] = true
-		}
-		for _, d := range index.Manifests {
-			if used[d.Digest] {
-				continue
-			}
-			used[d.Digest] = true
-			text, err := os.ReadFile(blobOf(app, d.Digest))
-			if err = errors.Join(err, reach(string(text))); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	err = reach(string(text))
+	_, used, err := reach(app)
 	var found []string
 	files, _ := filepath.Glob(app + "/blobs/sha256/*")
 	for _, file := range files {
-		data, rerr := os.ReadFile(file)
-		sum := sha256.Sum256(data)
-		switch hex := hex.EncodeToString(sum[:]); {
-		case rerr != nil:
-			err = errors.Join(err, rerr)
-		case hex != filepath.Base(file):
-			err = errors.Join(err, fmt.Errorf("%s: %d bytes that hash to %s", file, len(data), hex))
-		case !used["sha256:"+hex]:
-			found = append(found, "sha256:"+hex)
+		digest := "sha256:" + filepath.Base(file)
+		if _, herr := hashed(file, digest); herr != nil {
+			err = errors.Join(err, herr)
+		} else if !used[digest] {
+			found = append(found, digest)
 		}
 	}
 	return found, err

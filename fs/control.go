@@ -184,22 +184,34 @@ func unnamed(name, of string, err error) error {
 	return &fault{errno, fmt.Sprintf("the file that was named for %s: %v", of, errno)}
 }
 
-// mayHoldKey says whether a name is, or has in it, what twelve bytes of a key or more could be in base64 or hex. Names in small letters do not.
+// mayHoldKey says whether a name is, or has in it, what twelve bytes of a key or more could be in base64 or hex. A path
+// with a few capitals or digits is not taken for that.
 func mayHoldKey(name string) bool {
 	if strings.Trim(name, base64) == "" {
 		return true
 	}
-	run, varied := 0, 0
+	var run, capitals, others, hex, digits int
 	for _, c := range []byte(name) {
-		if strings.IndexByte(base64, c) < 0 {
-			run, varied = 0, 0
-			continue
+		isDigit, isCapital := '0' <= c && c <= '9', 'A' <= c && c <= 'Z'
+		switch {
+		case strings.IndexByte(base64, c) < 0:
+			run, capitals, others = 0, 0, 0
+		case isCapital:
+			run, capitals = run+1, capitals+1
+		case isDigit || c == '+' || c == '=':
+			run, others = run+1, others+1
+		default:
+			run++
 		}
-		run++
-		if c != '/' && (c < 'a' || c > 'z') {
-			varied++
+		switch {
+		case isDigit:
+			hex, digits = hex+1, digits+1
+		case 'a' <= c|0x20 && c|0x20 <= 'f':
+			hex++
+		default:
+			hex, digits = 0, 0
 		}
-		if run >= 18 && varied >= 4 {
+		if run >= 18 && capitals >= 3 && capitals+others >= 6 || hex >= 24 && digits >= 4 {
 			return true
 		}
 	}
