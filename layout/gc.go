@@ -142,8 +142,11 @@ func (l *locked) removeUnused(ctx context.Context, used map[digest.Digest]bool, 
 				continue
 			}
 			attr, err := statBeneath(l.dirfd, BlobPath(d))
-			if err != nil || max(attr.Mtime, attr.Ctime) > before.UnixNano() {
+			if errors.Is(err, fs.ErrNotExist) || err == nil && max(attr.Mtime, attr.Ctime) > before.UnixNano() {
 				continue
+			}
+			if err != nil {
+				return removed, err
 			}
 			if err := ctx.Err(); err != nil {
 				return removed, err
