@@ -235,7 +235,7 @@ func TestSignersTogether(t *testing.T) {
 	house.Need(t, "fuse", "root", "openssl")
 	images := 50
 	if full {
-		images = 500
+		images = 200
 	}
 	registry := newDir(t, "registry")
 	app := registry + "/app"
