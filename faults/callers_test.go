@@ -138,7 +138,7 @@ func TestKeyPaths(t *testing.T) {
 		{key("vendor.prv") + "\n\n", syscall.EINVAL},
 		{"/tmp/a\nb\n", syscall.EINVAL},
 		{"-v '" + key("vendor.prv") + "\x00' -x " + key("root-ca.prv"), syscall.EINVAL},
-		{"-v '/tmp/a\nb' -x " + key("root-ca.prv"), syscall.ENOENT},
+		{"-v '/tmp/a\nb' -x " + key("root-ca.prv"), syscall.EINVAL},
 		{"\x00", syscall.EINVAL},
 		{"\xff\xfe", syscall.EINVAL},
 	} {
