@@ -106,7 +106,7 @@ func (o *Outcome) Text() string {
 // Sign signs, in one step, every image that counts in what pick chooses; pick
 // may be called more than once, with the state of the app at that time. An
 // image that is corrupt, or that does not bind its content, is refused
-// (layout.ErrCorrupt), and with it the whole.
+// (layout.ErrCorrupt, and layout.ErrLimit if it is over one), and with it the whole.
 func (s *Signer) Sign(ctx context.Context, app *layout.App, pick func(*layout.Snapshot) ([]layout.Entry, error)) (*Outcome, error) {
 	var picked []digest.Digest // in order
 	var leftOut []string
@@ -195,7 +195,7 @@ func (s *Signer) edits(snap *layout.Snapshot, e layout.Entry) (edits []layout.Ed
 			leftOut = append(leftOut, fmt.Sprintf("%s (%s)", image.Digest, v.Reason))
 			continue
 		case v.Status == Corrupt:
-			return nil, nil, &kindError{layout.ErrCorrupt, strings.TrimSpace(fmt.Sprintf("%s is corrupt and was not signed: %s", image.Digest, v.Reason))}
+			return nil, nil, &kindError{v.fault, strings.TrimSpace(fmt.Sprintf("%s is corrupt and was not signed: %s", image.Digest, v.Reason))}
 		case v.Kind != layout.KindImage:
 			return nil, nil, &kindError{ErrImage, fmt.Sprintf("%s cannot be signed: %s", image.Digest, v.Reason)}
 		}

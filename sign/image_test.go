@@ -314,6 +314,8 @@ func TestSignRefused(t *testing.T) {
 		{"20 a config that is a public key", "key", layout.ErrCorrupt, "config"},
 		{"20 an empty config", "{}", layout.ErrCorrupt, "rootfs.type"},
 		{"21 more layers than diff_ids", "layers", layout.ErrCorrupt, "the manifest has 1 layers, the config 0 diff_ids"},
+		{"3 a config that is nested too deep", "deep", layout.ErrLimit, "nested more than 64 deep"},
+		{"6 a manifest that is too large", "large", layout.ErrLimit, "over the limit of 4194304"},
 		{"a manifest that is not there", "absent", layout.ErrCorrupt, "not in the layout"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -338,6 +340,10 @@ func TestSignRefused(t *testing.T) {
 			l.Tag("key", config(vendor2.Public().DER()))
 			l.Tag("{}", config([]byte("{}")))
 			l.Tag("layers", config([]byte(`{"rootfs":{"type":"layers","diff_ids":[]}}`), l.Blob(v1.MediaTypeImageLayer, nil)))
+			l.Tag("deep", config([]byte(`{"x":`+strings.Repeat("[", 64)+strings.Repeat("]", 64)+`}`)))
+			large := l.Image(sample.Linux("ppc64le"))
+			large.Size = layout.MaxManifest + 1
+			l.Tag("large", l.Index(large))
 			l.Tag("absent", absent)
 			files := l.Files()
 			files[sample.Path(corrupt.Digest)][0] = ' '

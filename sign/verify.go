@@ -35,8 +35,9 @@ type Verdict struct {
 	Platform   v1.Platform
 	Mtime      int64 // the newest modification time of what was read, nanoseconds since 1970
 
-	of   subject
-	seen layout.Seen // tells when the verdict does not hold any more
+	of    subject
+	seen  layout.Seen // tells when the verdict does not hold any more
+	fault error       // what makes the image corrupt
 }
 
 // counts says whether an image's word counts in that of its index.
@@ -300,7 +301,7 @@ func (t *Trust) check(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.
 	}
 	m, err := snap.Examine(e, &v.seen)
 	if errors.Is(err, layout.ErrCorrupt) {
-		v.Missing = errors.Is(err, layout.ErrMissing)
+		v.Missing, v.fault = errors.Is(err, layout.ErrMissing), err
 		v.decide(Corrupt, "manifest", err.Error())
 		return v, nil, nil, nil
 	}
@@ -330,6 +331,7 @@ func (t *Trust) check(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.
 		err = layout.CheckRootFS(m, c)
 	}
 	if errors.Is(err, layout.ErrCorrupt) {
+		v.fault = err
 		v.decide(Corrupt, "config", strings.TrimPrefix(err.Error(), "config: "))
 		return v, m, c, nil
 	}
