@@ -1,0 +1,4 @@
+package faults
+
+func missingRows() []badLayout      { return nil }
+func missingGoodRows() []goodLayout { return nil }
