@@ -113,6 +113,15 @@ func (a *attempt) free() {
 	a.file.m.drops.live.Delete(a)
 }
 
+// late is the errno for who goes on with an attempt that is over, and why it came to nothing.
+// A call that was interrupted is made again, by some for ever (dd), and this one is in vain.
+func late(err error) syscall.Errno {
+	if errno := errnoOf(err); errno != syscall.EINTR {
+		return errno
+	}
+	return syscall.ECANCELED
+}
+
 // discard frees what was written, once nobody works on it.
 func (a *attempt) discard() {
 	if a != nil && a.enter(context.Background()) == nil {
@@ -255,7 +264,7 @@ func (f *dropFile) begin(h *dropHandle, anew bool) (*attempt, syscall.Errno) {
 		if a.receipt() {
 			return nil, syscall.EINVAL
 		}
-		return a, errnoOf(a.err)
+		return a, late(a.err)
 	}
 	switch {
 	case h.attempt != nil && !anew: // another one has begun since
@@ -305,7 +314,7 @@ func (f *dropFile) write(ctx context.Context, h *dropHandle, anew bool, do func(
 	case over && err == nil: // it was taken in meanwhile
 		return syscall.EINVAL
 	case over:
-		return errnoOf(err)
+		return late(err)
 	}
 	if a.arrival == nil {
 		in := layout.Intake{Owner: layout.Owner{UID: int(h.caller.UID), GID: int(h.caller.GID)}}
@@ -424,7 +433,7 @@ func (f *dropFile) close(ctx context.Context, h gofs.FileHandle, forGood func(*d
 	f.mu.Unlock()
 	switch {
 	case over:
-		return errnoOf(err)
+		return late(err)
 	case staged(name) && !unlinked:
 		return 0 // until its rename
 	case unlinked && !closing:
@@ -559,7 +568,7 @@ func (f *dropFile) takeInAs(ctx context.Context, name string) syscall.Errno {
 	over, err := a.over, a.err
 	f.mu.Unlock()
 	if over {
-		return errnoOf(err)
+		return late(err)
 	}
 	rights, rightErr := credentialsOf(caller)
 	h := &dropHandle{rights: rights, rightErr: rightErr}

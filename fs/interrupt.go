@@ -63,8 +63,10 @@ func until(ctx context.Context, over func() bool) (_ context.Context, stop func(
 	}
 }
 
-// idle are the signals that do nothing by default (signal(7)).
-const idle = 1<<(syscall.SIGCHLD-1) | 1<<(syscall.SIGURG-1) | 1<<(syscall.SIGWINCH-1) | 1<<(syscall.SIGCONT-1)
+// idle are the signals that end nothing by default (signal(7)): they do nothing, or stop the
+// process, as Ctrl-Z does, which goes on later with what it did.
+const idle = 1<<(syscall.SIGCHLD-1) | 1<<(syscall.SIGURG-1) | 1<<(syscall.SIGWINCH-1) | 1<<(syscall.SIGCONT-1) |
+	1<<(syscall.SIGSTOP-1) | 1<<(syscall.SIGTSTP-1) | 1<<(syscall.SIGTTIN-1) | 1<<(syscall.SIGTTOU-1)
 
 // interrupted says whether a signal waits for a thread that it would not sleep
 // through, or the thread is gone. With deadly, one that it catches does not count.
