@@ -7,7 +7,7 @@
 //
 //	IRFS_FAULTS=full go test -timeout 3h ./faults
 //	IRFS_FAULTS=calls go test -run 'Kill|Errors' ./faults
-//	IRFS_SOAK=10m go test -run Soak ./faults
+//	IRFS_SOAK=10m go test -v -timeout 20m -run Soak ./faults
 //
 // has each do all that it can, the second attacks every system call once, and the third goes on for
 // ten minutes.
