@@ -364,7 +364,7 @@ func scan(doc []byte, at span) scanner {
 func (s scanner) value() (span, error) {
 	value, err := s.dec.ReadValue()
 	if err != nil {
-		return span{}, reader{s.dec}.syntax(err)
+		return span{}, reader{dec: s.dec}.syntax(err)
 	}
 	end := s.start + int(s.dec.InputOffset())
 	return span{end - len(value), end}, nil
@@ -373,7 +373,7 @@ func (s scanner) value() (span, error) {
 func (s scanner) open(kind jsontext.Kind) error {
 	token, err := s.dec.ReadToken()
 	if err != nil {
-		return reader{s.dec}.syntax(err)
+		return reader{dec: s.dec}.syntax(err)
 	}
 	if token.Kind() != kind {
 		return corruptf("found %s, want %s", kindName(token.Kind()), kindName(kind))

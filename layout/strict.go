@@ -21,8 +21,9 @@ const (
 	MaxConfig   = 8 << 20  // bytes of an image config
 	MaxIndex    = 64 << 20 // bytes of index.json or of a nested index
 
-	MaxDepth      = 64 // objects and arrays in one another, in any JSON document
-	MaxIndexDepth = 8  // indexes in one another, below index.json
+	MaxDepth      = 64      // objects and arrays in one another, in any JSON document
+	MaxStrings    = 1 << 20 // annotations, urls and the like in a document: in memory each takes many times its few bytes
+	MaxIndexDepth = 8       // indexes in one another, below index.json
 )
 
 // Media types of Docker's image manifest version 2, schema 2; those of OCI are in image-spec's package v1.
@@ -84,7 +85,7 @@ func limitf(format string, args ...any) error {
 // the member, `manifests[2].size: 1e3 is not a whole number`.
 //
 // Refused (OCI image-spec v1.1, image-index.md, descriptor.md; RFC 8259):
-//   - more than [MaxIndex] bytes, more than [MaxDepth] levels;
+//   - more than [MaxIndex] bytes, more than [MaxDepth] levels, more than [MaxStrings] annotations and urls;
 //   - a duplicate member at any depth, invalid UTF-8, a lone surrogate, a byte order mark, anything after the object;
 //   - a member of another type than the specification's; but null stands for an absent object or array, as Go programs write it;
 //   - a schemaVersion other than 2, no manifests, a descriptor without mediaType, digest or size;
@@ -228,12 +229,23 @@ func newReader(doc []byte, limit int) (reader, error) {
 	if bytes.HasPrefix(doc, []byte("\ufeff")) {
 		return reader{}, corruptf("the document begins with a byte order mark")
 	}
-	return reader{jsontext.NewDecoder(bytes.NewBuffer(doc))}, nil
+	return reader{jsontext.NewDecoder(bytes.NewBuffer(doc)), new(int)}, nil
 }
 
 // A reader reads a document from its beginning to its end. Its methods read the value that comes next; their errors name its path.
 // The decoder refuses duplicate members and invalid UTF-8 by default.
-type reader struct{ dec *jsontext.Decoder }
+type reader struct {
+	dec  *jsontext.Decoder
+	kept *int // strings that keep counted
+}
+
+// keep counts a string of which a document may have as many as it likes.
+func (r reader) keep() error {
+	if *r.kept++; *r.kept > MaxStrings {
+		return limitf("%s: over the limit of %d annotations and urls in a document", r.path(r.dec.StackPointer()), MaxStrings)
+	}
+	return nil
+}
 
 // end wants the document to be over.
 func (r reader) end() error {
@@ -347,6 +359,9 @@ func (r reader) skip() error {
 func (r reader) strings() (list []string, err error) {
 	err = r.elements(func() error {
 		s, err := r.string()
+		if err == nil {
+			err = r.keep()
+		}
 		list = append(list, s)
 		return err
 	})
@@ -448,7 +463,9 @@ func (r reader) annotations() (map[string]string, error) {
 		if annotations == nil {
 			annotations = make(map[string]string)
 		}
-		annotations[name], err = r.string()
+		if annotations[name], err = r.string(); err == nil {
+			err = r.keep()
+		}
 		return err
 	})
 	return annotations, err

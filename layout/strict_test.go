@@ -287,6 +287,39 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// A document of the largest size takes little memory, whatever it is made of.
+func TestStringsAreLimited(t *testing.T) {
+	many := func(n int) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, `,"%x":""`, i)
+		}
+		return b.String()[1:]
+	}
+	list := func(n int) string { return strings.Repeat(`,""`, n)[1:] }
+	index := func(more string) string {
+		return `{"schemaVersion":2,"manifests":[{"mediaType":"x","digest":"sha256:` + strings.Repeat("0", 64) + `","size":1` + more + `}]}`
+	}
+	for _, row := range []struct {
+		name, doc string
+		over      bool
+	}{
+		{"annotations, as many as may be", index(`,"annotations":{` + many(MaxStrings) + `}`), false},
+		{"annotations", index(`,"annotations":{` + many(MaxStrings+1) + `}`), true},
+		{"annotations in two places", index(`,"annotations":{` + many(MaxStrings/2+1) + `},"urls":[` + list(MaxStrings/2) + `]`), true},
+		{"urls", index(`,"urls":[` + list(MaxStrings+1) + `]`), true},
+		{"features of an operating system", index(`,"platform":{"os.features":[` + list(MaxStrings+1) + `]}`), true},
+		{"the index's own", `{"annotations":{` + many(MaxStrings+1) + `}}`, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			_, err := ParseIndex([]byte(row.doc), "")
+			if row.over && (!errors.Is(err, ErrLimit) || !strings.Contains(err.Error(), "over the limit of 1048576 annotations and urls")) || !row.over && err != nil {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+}
+
 // cpuTime is what this process has had of the processors: other than a clock, it
 // does not depend on what else the machine does.
 func cpuTime(t *testing.T) time.Duration {
