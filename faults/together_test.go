@@ -1040,3 +1040,58 @@ func serveAndDump(t *testing.T, registry string, use func(mnt string, pid int)) 
 	}
 	return goroutines
 }
+
+// TestReadersBesideCollect: an image is signed by two vendors in turn, and what that replaces is removed at
+// once. The image is in order all the while, and that is what a reader sees, whatever of it he reads.
+func TestReadersBesideCollect(t *testing.T) {
+	house.Need(t, "fuse")
+	second := secondVendor(t)
+	registry := newDir(t, "registry")
+	l := sample.New()
+	l.Tag("stable", l.Image(sample.Linux("amd64"), sample.Gzip("a", "b")))
+	must(t, l.WriteDir(registry+"/app"))
+	run(t, "irfs", append([]string{"sign-image", "-r", registry, "-a", "app", "-d", "stable"}, signing()...)...)
+	mnt := mount(t, registry)
+	dir := mnt + "/app/tags/stable/"
+
+	var ended atomic.Bool
+	var reads, signings, runs atomic.Int64
+	var all sync.WaitGroup
+	repeat := func(do func(n int) error) {
+		all.Go(func() {
+			for n := 0; !ended.Load(); n++ {
+				if err := do(n); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	repeat(func(n int) error {
+		signings.Add(1)
+		return writeOnce(dir+"sign", []string{second, key("vendor.prv")}[n%2])
+	})
+	repeat(func(int) error {
+		runs.Add(1)
+		_, err := try("irfs", "gc", "-r", registry, "--grace", "0s")
+		if err != nil && strings.Contains(err.Error(), "another process is changing") {
+			return nil
+		}
+		return err
+	})
+	for range 3 {
+		repeat(func(n int) error {
+			reads.Add(1)
+			name := []string{"verify", "verify-full", "reason", "signature", "vendor.pub", "vendor.pub.sig", "manifest.json", "config.json"}[n%8]
+			text, err := os.ReadFile(dir + name)
+			if err == nil && strings.Contains(string(text), "corrupt") {
+				err = fmt.Errorf("%s: %q", name, text)
+			}
+			return err
+		})
+	}
+	time.Sleep(map[bool]time.Duration{false: 3 * time.Second, true: 2 * time.Minute}[full])
+	ended.Store(true)
+	all.Wait()
+	t.Logf("%d reads beside %d signings and %d runs of gc", reads.Load(), signings.Load(), runs.Load())
+}

@@ -31,6 +31,7 @@ type image struct {
 	app   *layout.App
 	snap  *layout.Snapshot
 	entry layout.Entry
+	doubt bool // something that should be there was not, or was not as it should be
 }
 
 // open finds out what the directory stands for now.
@@ -43,7 +44,7 @@ func (d *imageDir) open() (*image, error) {
 	if err != nil {
 		return nil, absent(err)
 	}
-	return &image{d.t, app, snap, entry}, nil
+	return &image{t: d.t, app: app, snap: snap, entry: entry}, nil
 }
 
 // find gives the entry that the directory stands for in a state of the app.
@@ -87,11 +88,32 @@ func (d *imageDir) item(context.Context) (*Item, error) {
 	return item, nil
 }
 
-func (d *imageDir) lookup(ctx context.Context, name string) (*Item, error) {
-	image, err := d.open()
-	if err != nil {
-		return nil, err
+// at does something with the image. If that has doubts, and the app is in another state by then, it is done again:
+// what the old state needed may have been removed, as nothing needs it any more.
+func (d *imageDir) at(do func(*image) error) error {
+	for try := 0; ; try++ {
+		image, err := d.open()
+		if err != nil {
+			return err
+		}
+		if err = do(image); !image.doubt || try == 3 {
+			return err
+		}
+		if now, nowErr := image.app.Snapshot(); nowErr != nil || now.Equal(image.snap) {
+			return err
+		}
 	}
+}
+
+func (d *imageDir) lookup(ctx context.Context, name string) (item *Item, err error) {
+	err = d.at(func(image *image) (err error) {
+		item, err = d.file(ctx, image, name)
+		return err
+	})
+	return item, err
+}
+
+func (d *imageDir) file(ctx context.Context, image *image, name string) (*Item, error) {
 	switch name {
 	case "sign":
 		return d.sign(image)
@@ -106,13 +128,17 @@ func (d *imageDir) lookup(ctx context.Context, name string) (*Item, error) {
 	return nil, errAbsent
 }
 
-func (d *imageDir) list(context.Context) ([]Name, error) {
-	image, err := d.open()
-	if err != nil {
-		return nil, err
-	}
-	manifest, err := image.snap.Manifest(image.entry)
-	if err != nil && !errors.Is(err, layout.ErrCorrupt) {
+func (d *imageDir) list(context.Context) (list []Name, err error) {
+	err = d.at(func(image *image) (err error) {
+		list, err = d.names(image)
+		return err
+	})
+	return list, err
+}
+
+func (d *imageDir) names(image *image) ([]Name, error) {
+	manifest, err := image.manifest()
+	if err != nil && !errors.Is(err, errAbsent) {
 		return nil, err
 	}
 	var list []Name
@@ -158,7 +184,7 @@ type imageFile struct {
 // imageFiles is the table of DESIGN: a virtual file is a row here.
 var imageFiles = []imageFile{
 	{"verify", nil, func(ctx context.Context, i *image) (*Item, error) {
-		v, err := i.t.Verifier.Verify(ctx, i.app, i.snap, i.entry, false)
+		v, err := i.verify(ctx, false)
 		if err != nil {
 			return nil, err
 		}
@@ -241,6 +267,7 @@ func chainFile(name, annotation string, part func(sign.Chain) []byte) imageFile 
 func (i *image) manifest() (*layout.Manifest, error) {
 	m, err := i.snap.Manifest(i.entry)
 	if errors.Is(err, layout.ErrCorrupt) {
+		i.doubt = true
 		return nil, errAbsent
 	}
 	return m, err
@@ -259,6 +286,7 @@ func orAbsent(err error) error {
 func (i *image) blob(d digest.Digest) (*Item, error) {
 	item, err := blobItem(i.app, layout.BlobPath(d))
 	if err != nil {
+		i.doubt = true
 		return nil, err
 	}
 	for dir := path.Dir(layout.BlobPath(d)); dir != "."; dir = path.Dir(dir) {
@@ -295,7 +323,15 @@ func (i *image) verdict(ctx context.Context) (*sign.Verdict, error) {
 	if full := i.t.Verifier.Known(ctx, i.app, i.snap, i.entry); full != nil {
 		return full, nil
 	}
-	return i.t.Verifier.Verify(ctx, i.app, i.snap, i.entry, false)
+	return i.verify(ctx, false)
+}
+
+func (i *image) verify(ctx context.Context, full bool) (*sign.Verdict, error) {
+	v, err := i.t.Verifier.Verify(ctx, i.app, i.snap, i.entry, full)
+	if err == nil && v.Status == sign.Corrupt {
+		i.doubt = true
+	}
+	return v, err
 }
 
 // verifyFull reads no layer before it is opened: until then its size is that of

@@ -56,6 +56,9 @@ type Snapshot struct {
 	*content
 }
 
+// Equal says whether index.json had the same bytes.
+func (s *Snapshot) Equal(other *Snapshot) bool { return s.sum == other.sum }
+
 // content is what a Snapshot has of index.json's bytes, shared by all that
 // have the same ones.
 type content struct {
