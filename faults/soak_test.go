@@ -402,7 +402,7 @@ func (s *soak) bash(script string, args ...string) *exec.Cmd {
 // there any more, and of a directory. The rest is what tar says to that.
 var gone = []string{
 	"No such file or directory", "Stale file handle",
-	"file changed as we read it", "File removed before we read it", "Exiting with failure status due to previous errors",
+	"file changed as we read it", "File removed before we read it", "padding with zeros", "Exiting with failure status due to previous errors",
 }
 
 // read reads once, in one of many ways.
