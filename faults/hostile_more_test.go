@@ -15,6 +15,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"irfs/internal/irfstest"
 	"irfs/layout"
 	"irfs/layout/sample"
 	"irfs/sign"
@@ -35,8 +36,10 @@ func missingRows() []badLayout {
 	rows := []badLayout{
 		{row: 38, name: "urls in index.json", make: in("index.json", urls(2*layout.MaxStrings)), word: "corrupt", says: over, broken: true},
 		{row: 38, name: "urls in a manifest", make: in("manifest", urls(layout.MaxStrings)), word: "corrupt", says: over, errno: syscall.EFBIG},
-		{row: 38, name: "urls in an index", make: in("index", urls(layout.MaxStrings)), word: "corrupt", says: over, errno: syscall.EFBIG},
 		{row: 38, name: "arrays of nothing in a config", make: in("config", member(`"x":[`+strings.Repeat("[],", 2<<20)+`[]],"x":1`)), word: "corrupt", says: duplicate, errno: syscall.EBADMSG},
+	}
+	if !irfstest.Race() { // it is read again for each question, which takes a minute then
+		rows = append(rows, badLayout{row: 38, name: "urls in an index", make: in("index", urls(layout.MaxStrings)), word: "corrupt", says: over, errno: syscall.EFBIG})
 	}
 	layer := func(row badLayout, compression string, blob func() []byte) badLayout {
 		row.row, row.word, row.full, row.make = 40, "verified", "corrupt", func(f *forge) {
