@@ -108,9 +108,9 @@ func openBeneath(dirfd int, name string, flags int, mode uint32) (int, error) {
 			fd, err = unix.Openat2(dirfd, name, &how)
 			return err
 		})
-		// EAGAIN: a rename raced with RESOLVE_BENEATH, or somebody has a
+		// EAGAIN, EXDEV: a rename raced with RESOLVE_BENEATH; or somebody has a
 		// lease on the file (fcntl(2)), as Samba does.
-		if err != unix.EAGAIN || time.Since(start) > openWait {
+		if err != unix.EAGAIN && err != unix.EXDEV || time.Since(start) > openWait {
 			break
 		}
 	}
