@@ -178,7 +178,7 @@ func (t *Tree) signer(c *command, read func(string) ([]byte, error), list func(s
 // that may hold a part of a key, as long as no file of that name was seen.
 func unnamed(name, of string, err error) error {
 	var errno syscall.Errno
-	if !errors.As(err, &errno) || !mayHoldKey(name) {
+	if !errors.As(err, &errno) || errno == syscall.EFBIG || !mayHoldKey(name) {
 		return err
 	}
 	return &fault{errno, fmt.Sprintf("the file that was named for %s: %v", of, errno)}
@@ -190,11 +190,12 @@ func mayHoldKey(name string) bool {
 	if strings.Trim(name, base64) == "" {
 		return true
 	}
+	isPath := strings.HasPrefix(name, "/") || strings.HasPrefix(name, ".")
 	var run, capitals, others, hex, digits int
 	for _, c := range []byte(name) {
 		isDigit, isCapital := '0' <= c && c <= '9', 'A' <= c && c <= 'Z'
 		switch {
-		case strings.IndexByte(base64, c) < 0:
+		case strings.IndexByte(base64, c) < 0, c == '/' && isPath:
 			run, capitals, others = 0, 0, 0
 		case isCapital:
 			run, capitals = run+1, capitals+1

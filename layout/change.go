@@ -30,6 +30,11 @@ type locked struct {
 	app   *App
 	dirfd int
 	lock  int
+
+	// the state that the first try of a change was made from, and what all of them brought (undo.go)
+	first   *Snapshot
+	brought []digest.Digest
+	made    []string // directories
 }
 
 func (l *locked) release() {
@@ -86,7 +91,7 @@ func (a *App) tryLock() (*locked, error) {
 		closeFD(dirfd)
 		return nil, notFound(a.Name+"/oci-layout", err)
 	}
-	l := &locked{a, dirfd, fd}
+	l := &locked{app: a, dirfd: dirfd, lock: fd}
 	named := false
 	if err = pathError("flock", a.Name+"/oci-layout", tryLock(fd)); err == nil {
 		if named, err = l.named(); named {
@@ -160,21 +165,25 @@ func (a *App) Annotate(ctx context.Context, plan func(*Snapshot) ([]Edit, error)
 
 // change runs one attempt at a change after another, under the app's lock, until
 // none is disturbed by a tool that does not lock.
-func (a *App) change(ctx context.Context, try func(l *locked, snap *Snapshot, raw []byte, seen sighting) error) error {
+func (a *App) change(ctx context.Context, try func(l *locked, snap *Snapshot, raw []byte, seen sighting) error) (err error) {
 	l, err := a.lock(ctx)
 	if err != nil {
 		return err
 	}
 	defer l.release()
-	clean(a.parent, nil) // what a killed import left in the registry
-	for start, first := time.Now(), true; ; first = false {
+	defer func() {
+		if err != nil {
+			l.takeBack()
+		}
+	}()
+	clean(l.dirfd)
+	clean(a.parent) // what a killed import left in the registry
+	for start := time.Now(); ; {
 		snap, raw, seen, err := l.read()
 		if err != nil {
 			return err
 		}
-		if first {
-			l.recover(snap)
-		}
+		l.first = cmp.Or(l.first, snap)
 		if err = try(l, snap, raw, seen); !errors.Is(err, errMoved) {
 			return err
 		}
@@ -409,19 +418,22 @@ func (r *reached) upward(from []digest.Digest) []digest.Digest {
 // publish writes the blobs, then index.json, in the order that keeps every
 // moment whole (package comment). errMoved: index.json is another by now.
 func (l *locked) publish(ctx context.Context, snap *Snapshot, seen sighting, blobs []newBlob, index []byte) error {
-	return l.working(snap, seen, func(w *work) error {
-		dirs := map[string]bool{}
-		for _, b := range blobs {
-			if err := l.putBlob(ctx, w, b); err != nil {
-				return err
-			}
-			dirs[path.Dir(BlobPath(b.Digest))] = true
-		}
-		if err := l.syncDirs(dirs); err != nil {
+	w, err := newWork(l.dirfd)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	dirs := map[string]bool{}
+	for _, b := range blobs {
+		if err := l.putBlob(ctx, w, b); err != nil {
 			return err
 		}
-		return l.putIndex(ctx, w, snap, seen, index)
-	})
+		dirs[path.Dir(BlobPath(b.Digest))] = true
+	}
+	if err := l.syncDirs(dirs); err != nil {
+		return err
+	}
+	return l.putIndex(ctx, w, snap, seen, index)
 }
 
 // putIndex puts a new index.json in the place of the one that snap is of.
@@ -431,7 +443,7 @@ func (l *locked) putIndex(ctx context.Context, w *work, snap *Snapshot, seen sig
 		return err
 	}
 	defer f.close()
-	return l.swapIndex(ctx, snap, seen, f)
+	return l.swapIndex(ctx, w, snap, seen, f)
 }
 
 // writeIndex writes and syncs a new index.json, under a working name.
@@ -454,7 +466,7 @@ func (l *locked) writeIndex(w *work, index []byte) (*newFile, error) {
 }
 
 // swapIndex puts a new index.json in its place, durably.
-func (l *locked) swapIndex(ctx context.Context, snap *Snapshot, seen sighting, f *newFile) error {
+func (l *locked) swapIndex(ctx context.Context, w *work, snap *Snapshot, seen sighting, f *newFile) error {
 	if same, err := l.unchanged(snap, seen); err != nil || !same {
 		return cmp.Or(err, errMoved)
 	}
@@ -466,7 +478,7 @@ func (l *locked) swapIndex(ctx context.Context, snap *Snapshot, seen sighting, f
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := f.replace(l.dirfd, indexName); err != nil {
+	if err := f.replace(w, l.dirfd, indexName); err != nil {
 		return err
 	}
 	return fsync(l.dirfd, l.app.Name)
@@ -498,7 +510,12 @@ func (l *locked) putBlob(ctx context.Context, w *work, b newBlob) error {
 	if there {
 		return syncFile(l.dirfd, name) // whoever wrote it may not have
 	}
-	f, err := w.create(workBlob(b.Digest), name)
+	dir, err := openDir(l.dirfd, path.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer closeFD(dir)
+	f, err := createIn(dir, w, name)
 	if err != nil {
 		return err
 	}
@@ -512,8 +529,14 @@ func (l *locked) putBlob(ctx context.Context, w *work, b newBlob) error {
 	if err := fsync(f.fd, name); err != nil {
 		return err
 	}
-	f.name = "" // it stays where it is as long as w does
-	return l.bring(w, b.Digest)
+	err = f.place(dir, path.Base(name))
+	switch {
+	case err == nil:
+		l.brought = append(l.brought, b.Digest)
+	case errors.Is(err, fs.ErrExist): // with other bytes, as was seen above
+		err = f.replace(w, dir, path.Base(name))
+	}
+	return err
 }
 
 // maxReferrers is how many manifests of an app are read to find those whose

@@ -417,6 +417,15 @@ func removeAll(dirfd int, name string) {
 	rmdir(dirfd, name)
 }
 
+// removeEmpty removes a directory with the directories in it, if there is nothing else in them.
+func removeEmpty(dirfd int, name string) {
+	list, _ := readDir(dirfd, name)
+	for _, e := range list {
+		removeEmpty(dirfd, path.Join(name, e.name))
+	}
+	rmdir(dirfd, name)
+}
+
 // renameNew renames where nothing may be replaced. On a file system without
 // RENAME_NOREPLACE (NFS, 9p) a file is linked instead, and a directory renamed
 // where nothing was a moment ago: rename(2) replaces no directory that holds anything.
@@ -458,7 +467,7 @@ func noLinks(err error) bool {
 	return false
 }
 
-// linkOpen gives an open file one more name.
+// linkOpen gives an open file one more name, or its first.
 func linkOpen(fd int, tofd int, to string) error {
 	return in(tofd, to, func(tofd int, base string) error {
 		return pathError("link", to, retry(func() error {
@@ -647,8 +656,10 @@ func tryWork(parent int, like Attr) (w *work, err error) {
 		return nil, err
 	}
 	defer closeFD(top) // and with it the lock
-	if tryLock(top) != nil {
+	if err := tryLock(top); err == unix.EWOULDBLOCK {
 		return nil, nil
+	} else if err != nil {
+		return nil, pathError("flock", workName, err)
 	}
 	if named, err := isNamed(parent, workName, top); err != nil || !named {
 		return nil, err
@@ -673,8 +684,8 @@ func tryWork(parent int, like Attr) (w *work, err error) {
 }
 
 // clean removes the work directories in the open directory parent that nobody holds, for their
-// owners are dead. undo, if it is not nil, is given each before, and may have it stay.
-func clean(parent int, undo func(work int) (stay bool)) {
+// owners are dead.
+func clean(parent int) {
 	top, err := openDir(parent, workName)
 	if err != nil {
 		return
@@ -694,7 +705,7 @@ func clean(parent int, undo func(work int) (stay bool)) {
 		if err != nil { // another user's, perhaps: it may be alive
 			continue
 		}
-		if tryLock(fd) == nil && (undo == nil || !undo(fd)) {
+		if tryLock(fd) == nil {
 			removeAll(top, e.name)
 		}
 		closeFD(fd)
@@ -735,13 +746,9 @@ func createUnnamed(dirfd int, what string) (*newFile, error) {
 	return &newFile{what: what, fd: fd, dir: dirfd}, nil
 }
 
-// createNamed makes a file in a work directory, by any name.
+// createNamed makes a file in a work directory.
 func createNamed(w *work, what string) (*newFile, error) {
-	return w.create(strings.ToLower(rand.Text()), what)
-}
-
-// create makes a file in a work directory.
-func (w *work) create(name, what string) (*newFile, error) {
+	name := strings.ToLower(rand.Text())
 	fd, err := openBeneath(w.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
@@ -749,8 +756,20 @@ func (w *work) create(name, what string) (*newFile, error) {
 	return &newFile{what, fd, w.fd, name}, nil
 }
 
-// place moves the file to where there must be none by that name yet.
+// createIn makes an unnamed file where that can be, otherwise one in w.
+func createIn(dirfd int, w *work, what string) (*newFile, error) {
+	f, err := createUnnamed(dirfd, what)
+	if f == nil && err == nil {
+		return createNamed(w, what)
+	}
+	return f, err
+}
+
+// place gives the file its name, where there must be none by that name yet.
 func (f *newFile) place(dirfd int, name string) error {
+	if f.name == "" {
+		return linkOpen(f.fd, dirfd, name)
+	}
 	err := renameNew(f.dir, f.name, dirfd, name)
 	if err == nil {
 		f.name = ""
@@ -759,7 +778,14 @@ func (f *newFile) place(dirfd int, name string) error {
 }
 
 // replace puts the file in the place of the one that has the name, at once.
-func (f *newFile) replace(dirfd int, name string) error {
+func (f *newFile) replace(w *work, dirfd int, name string) error {
+	if f.name == "" {
+		tmp := strings.ToLower(rand.Text())
+		if err := f.place(w.fd, tmp); err != nil {
+			return err
+		}
+		f.dir, f.name = w.fd, tmp
+	}
 	err := rename(f.dir, f.name, dirfd, name, 0)
 	if err == nil {
 		f.name = ""

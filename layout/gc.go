@@ -37,8 +37,8 @@ func (a *App) Collect(ctx context.Context, grace time.Duration, dryRun bool) ([]
 		return nil, err
 	}
 	if !dryRun {
-		clean(a.parent, nil)
-		l.recover(snap)
+		clean(l.dirfd)
+		clean(a.parent)
 	}
 	used, err := snap.used()
 	if err != nil {
@@ -82,8 +82,8 @@ func (s *Snapshot) used() (map[digest.Digest]bool, error) {
 	used := map[digest.Digest]bool{}
 	for _, e := range entries {
 		used[e.Digest] = true
-		if !IsManifest(e.MediaType) && e.Size > MaxManifest {
-			continue // no manifest of any kind is so large
+		if e.Err == nil && !IsManifest(e.MediaType) && !IsIndex(e.MediaType) && e.Size > MaxManifest {
+			continue // no manifest of any other kind is so large
 		}
 		m, err := s.Manifest(e)
 		if errors.Is(err, ErrMissing) {

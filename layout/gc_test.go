@@ -1,13 +1,17 @@
 package layout_test
 
 import (
+	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"irfs/layout"
@@ -108,6 +112,14 @@ func TestCollectRefuses(t *testing.T) {
 	for name, damage := range map[string]func(f sample.Files, manifest, index v1.Descriptor){
 		"a manifest is corrupt": func(f sample.Files, manifest, _ v1.Descriptor) { f[sample.Path(manifest.Digest)][0] = ' ' },
 		"an index is corrupt":   func(f sample.Files, _, index v1.Descriptor) { f[sample.Path(index.Digest)][0] = ' ' },
+		"an index larger than any manifest is torn": func(f sample.Files, _, index v1.Descriptor) {
+			text := f[sample.Path(index.Digest)]
+			large := append([]byte(`{"x":"`+strings.Repeat("x", layout.MaxManifest)+`",`), text[1:]...)
+			d := digest.FromBytes(large)
+			f["index.json"] = bytes.ReplaceAll(f["index.json"], []byte(index.Digest), []byte(d))
+			f["index.json"] = bytes.Replace(f["index.json"], fmt.Appendf(nil, `"size":%d`, len(text)), fmt.Appendf(nil, `"size":%d`, len(large)), 1)
+			f["blobs/sha256/"+d.Encoded()] = large[:len(large)/2]
+		},
 		"index.json is corrupt": func(f sample.Files, _, _ v1.Descriptor) { f["index.json"] = f["index.json"][:10] },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -5,11 +5,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"irfs/layout"
@@ -153,6 +155,48 @@ func TestMergeBesideABusyTool(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Fatal("it goes on and on")
 	}
+}
+
+// An import is disturbed by a tool that takes the tag, so that its second try fails: what the first brought goes, too.
+func TestMergeThatFailsAtItsSecondTry(t *testing.T) {
+	l := small()
+	dir := writeApp(t, l)
+	mine, other := sample.New(), small()
+	mine.Tag("y", mine.Image(sample.Linux("arm64"), sample.Gzip("a", "mine")))
+	other.Tag("y", other.Image(sample.Linux("arm64"), sample.Gzip("a", "another's")))
+	staged, err := registry(t, dir).Stage(context.Background(), bytes.NewReader(archive(t, mine)), layout.Intake{Owner: me})
+	must(t, err)
+	defer staged.Discard()
+	var after map[string]string
+	staged.May = func(string) error { // asked by each try, once it has read index.json
+		if after == nil {
+			must(t, other.WriteDir(dir+"/new"))
+			must(t, os.CopyFS(dir+"/app/blobs/sha256", missingFrom(t, dir+"/new/blobs/sha256", dir+"/app/blobs/sha256")))
+			must(t, os.Rename(dir+"/new/index.json", dir+"/app/index.json"))
+			after = tree(t, dir+"/app")
+		}
+		return nil
+	}
+	_, err = staged.Publish(context.Background(), "app", layout.OnExistAdd)
+	want(t, err, layout.ErrExist, `the tag "y" is there already`)
+	same(t, dir+"/app", after)
+}
+
+// missingFrom gives the files of one directory that another has not.
+func missingFrom(t testing.TB, from, in string) fs.FS {
+	t.Helper()
+	missing := fstest.MapFS{}
+	entries, err := os.ReadDir(from)
+	must(t, err)
+	for _, e := range entries {
+		if _, err := os.Stat(in + "/" + e.Name()); err == nil {
+			continue
+		}
+		data, err := os.ReadFile(from + "/" + e.Name())
+		must(t, err)
+		missing[e.Name()] = &fstest.MapFile{Data: data, Mode: 0o644}
+	}
+	return missing
 }
 
 // What oci-layout says it says to every reader, whether he folds case or takes the first or the last of two members.

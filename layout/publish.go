@@ -12,6 +12,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // OnExist says what becomes of an import when the app is there already.
@@ -54,11 +55,11 @@ func (s *Staged) Publish(ctx context.Context, name string, onExist OnExist) ([]I
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	err = s.publishNew(name)
+	err = s.publishNew(ctx, name)
 	if errors.Is(err, fs.ErrExist) {
 		app, appErr := s.reg.App(name)
 		switch {
-		case appErr != nil && !errors.Is(appErr, ErrNotFound):
+		case appErr != nil && !errors.Is(appErr, ErrNotFound) && !errors.Is(appErr, ErrCorrupt):
 			err = appErr
 		case appErr != nil:
 			err = kindf(ErrExist, "%s: something of that name is there, and is not an app", name)
@@ -77,12 +78,18 @@ func (s *Staged) Publish(ctx context.Context, name string, onExist OnExist) ([]I
 
 // publishNew renames the staged app to its place, in one step with the namespaces
 // above it that are not there yet.
-func (s *Staged) publishNew(name string) error {
+func (s *Staged) publishNew(ctx context.Context, name string) error {
 	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		if _, err := statBeneath(s.reg.fd, name); err == nil {
 			return pathError("rename", name, fs.ErrExist)
 		}
-		at := s.reg.nearest(path.Dir(name))
+		at, err := s.reg.nearest(path.Dir(name))
+		if err != nil {
+			return err
+		}
 		if s.May != nil {
 			if err := s.May(at); err != nil {
 				return err
@@ -92,12 +99,12 @@ func (s *Staged) publishNew(name string) error {
 		if at != "." {
 			missing = strings.TrimPrefix(name, at+"/")
 		}
-		err := s.publishBelow(at, missing)
+		err = s.publishBelow(at, missing)
 		if !errors.Is(err, fs.ErrExist) || !strings.Contains(missing, "/") {
 			return err
 		}
 		// Somebody has just made that namespace.
-		if again := s.reg.nearest(path.Dir(name)); again == at {
+		if again, nearErr := s.reg.nearest(path.Dir(name)); nearErr != nil || again == at {
 			return err
 		}
 	}
@@ -112,6 +119,9 @@ func (s *Staged) publishBelow(at, missing string) error {
 		}
 	}
 	parent, err := openDir(s.reg.fd, at)
+	if errors.Is(err, unix.ENOTDIR) {
+		return kindf(ErrExist, "%s: something of that name is there, and is no directory", at)
+	}
 	if err != nil {
 		return err
 	}
@@ -120,7 +130,7 @@ func (s *Staged) publishBelow(at, missing string) error {
 	first, below, nested := strings.Cut(missing, "/")
 	if nested {
 		from = s.App.path + ".above"
-		defer removeAll(s.work.fd, from)
+		defer removeEmpty(s.work.fd, from)
 		if err := s.lower(from, below); err != nil {
 			return err
 		}
@@ -159,14 +169,18 @@ func (s *Staged) lower(top, below string) error {
 	return nil
 }
 
-// nearest is the nearest directory that is there, dir itself or one above.
-func (r *Registry) nearest(dir string) string {
+// nearest is the nearest path that is there, dir itself or one above.
+func (r *Registry) nearest(dir string) (string, error) {
 	for ; dir != "."; dir = path.Dir(dir) {
-		if _, err := statBeneath(r.fd, dir); err == nil {
-			break
+		_, err := statBeneath(r.fd, dir)
+		if err == nil {
+			return dir, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+			return "", err
 		}
 	}
-	return dir
+	return dir, nil
 }
 
 // merge adds what was staged to an app that is there. Its tags move if they may.
@@ -199,21 +213,24 @@ func (s *Staged) merge(ctx context.Context, app *App, staged *Snapshot, mayMove 
 		if len(index) > MaxIndex {
 			return limitf("%s: would grow to %d bytes, over the limit of %d", indexName, len(index), MaxIndex)
 		}
-		return l.working(snap, seen, func(w *work) error {
-			f, err := l.writeIndex(w, index) // first, for it may fail
-			if err != nil {
-				return err
-			}
-			defer f.close()
-			// Also if nothing is to be added: what is there may be damaged.
-			if err := s.addBlobs(ctx, l, w); err != nil {
-				return err
-			}
-			if len(add)+len(moved) == 0 {
-				return l.settle(snap, nil)
-			}
-			return l.swapIndex(ctx, snap, seen, f)
-		})
+		w, err := newWork(l.dirfd)
+		if err != nil {
+			return err
+		}
+		defer w.close()
+		f, err := l.writeIndex(w, index) // first, for it may fail
+		if err != nil {
+			return err
+		}
+		defer f.close()
+		// Also if nothing is to be added: what is there may be damaged.
+		if err := s.addBlobs(ctx, l); err != nil {
+			return err
+		}
+		if len(add)+len(moved) == 0 {
+			return l.settle(snap, nil)
+		}
+		return l.swapIndex(ctx, w, snap, seen, f)
 	})
 }
 
@@ -270,7 +287,7 @@ func (s *Staged) toAdd(snap, staged *Snapshot, mayMove bool) (add [][]byte, move
 
 // addBlobs gives the app l the staged blobs. What it has already stays, if its
 // bytes are right.
-func (s *Staged) addBlobs(ctx context.Context, l *locked, w *work) error {
+func (s *Staged) addBlobs(ctx context.Context, l *locked) error {
 	from, err := s.App.open()
 	if err != nil {
 		return err
@@ -282,7 +299,10 @@ func (s *Staged) addBlobs(ctx context.Context, l *locked, w *work) error {
 	}
 	for _, algorithm := range algorithms {
 		dir := path.Join("blobs", algorithm.name)
-		if err := s.mkdirNoted(l, w, algorithm.name); err != nil {
+		switch err := s.mkdir(l.dirfd, dir); {
+		case err == nil:
+			l.made = append(l.made, dir)
+		case !errors.Is(err, fs.ErrExist):
 			return err
 		}
 		list, err := readDir(from, dir)
@@ -293,7 +313,7 @@ func (s *Staged) addBlobs(ctx context.Context, l *locked, w *work) error {
 		for _, e := range list {
 			d, err := ParseDigest(algorithm.name + ":" + e.name)
 			if err == nil {
-				err = addBlob(ctx, from, l, w, d)
+				err = addBlob(ctx, from, l, d)
 			}
 			if err != nil {
 				return err
@@ -306,56 +326,38 @@ func (s *Staged) addBlobs(ctx context.Context, l *locked, w *work) error {
 	return syncDir(l.dirfd, "blobs")
 }
 
-// mkdirNoted makes a directory for blobs of an algorithm, if there is none.
-func (s *Staged) mkdirNoted(l *locked, w *work, algorithm string) error {
-	dir := path.Join("blobs", algorithm)
-	if _, err := statBeneath(l.dirfd, dir); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	err := mkdir(w.fd, algorithm, 0o700)
-	if err == nil {
-		err = s.mkdir(l.dirfd, dir)
-	}
-	if errors.Is(err, fs.ErrExist) {
-		return nil
-	}
-	return err
-}
-
 // addBlob gives a staged blob to an app that may have it. Where that can be, it stays
 // staged too, for another try.
-func addBlob(ctx context.Context, from int, l *locked, w *work, d digest.Digest) error {
+func addBlob(ctx context.Context, from int, l *locked, d digest.Digest) error {
 	name := BlobPath(d)
 	staged, err := statBeneath(from, name)
 	if errors.Is(err, fs.ErrNotExist) { // it came with another try
-		return nil
+		return syncFile(l.dirfd, name)
 	}
 	if err != nil {
+		return err
+	}
+	err = linkFile(from, name, l.dirfd, name)
+	if noLinks(err) {
+		err = renameNew(from, name, l.dirfd, name)
+	}
+	if err == nil {
+		l.brought = append(l.brought, d)
+	}
+	if !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	there, err := statBeneath(l.dirfd, name)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err == nil {
-		same := there.Dev == staged.Dev && there.Ino == staged.Ino // under two names
-		if !same {
-			if same, err = isBlob(ctx, l.dirfd, name, d, staged.Size); err != nil {
-				return err
-			}
-		}
-		if same {
-			return syncFile(l.dirfd, name) // whoever wrote it may not have
+	same := err == nil && there.Dev == staged.Dev && there.Ino == staged.Ino // under two names
+	if !same {
+		if same, err = isBlob(ctx, l.dirfd, name, d, staged.Size); err != nil {
+			return err
 		}
 	}
-	err = linkFile(from, name, w.fd, workBlob(d))
-	if noLinks(err) {
-		err = renameNew(from, name, w.fd, workBlob(d))
+	if same {
+		return syncFile(l.dirfd, name) // whoever wrote it may not have
 	}
-	if err != nil {
-		return err
-	}
-	return l.bring(w, d)
+	return rename(from, name, l.dirfd, name, 0)
 }
 
 // Keep leaves in the staged app only these images and indexes, and what hangs on
@@ -390,7 +392,12 @@ func (s *Staged) Keep(ctx context.Context, keep []digest.Digest, tag string) err
 		if err != nil || bytes.Equal(index, raw) {
 			return err
 		}
-		return l.working(snap, seen, func(w *work) error { return l.putIndex(ctx, w, snap, seen, index) })
+		w, err := newWork(l.dirfd)
+		if err != nil {
+			return err
+		}
+		defer w.close()
+		return l.putIndex(ctx, w, snap, seen, index)
 	})
 	if err != nil {
 		return err

@@ -14,7 +14,7 @@ func (r *Registry) NewScratch() (*Scratch, error) {
 	if err != nil || f != nil {
 		return &Scratch{f, nil}, err
 	}
-	clean(r.fd, nil)
+	clean(r.fd)
 	w, err := newWork(r.fd)
 	if err != nil {
 		return nil, err

@@ -32,7 +32,7 @@ func (s *staging) enter(registry int) (*work, string, error) {
 		s.end()
 	}
 	if s.work == nil {
-		clean(registry, nil)
+		clean(registry)
 		w, err := newWork(registry)
 		if err != nil {
 			return nil, "", err
