@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path"
 	"slices"
 	"strings"
@@ -374,6 +375,9 @@ func resigned(snap *layout.Snapshot, bound []digest.Digest) (layout.Entry, error
 // bad; notOn is the mount's device. change is nil if nothing was done.
 func (t *Tree) command(ctx context.Context, d *imageDir, bound []digest.Digest, c Caller, notOn uint64, data []byte) (text string, change *layout.Change, err error) {
 	app, err := t.Registry.App(d.app)
+	if err == nil {
+		err = t.mayChange(ctx, d.app, c)
+	}
 	var outcome *sign.Outcome
 	var from, note string
 	if err == nil {
@@ -403,6 +407,20 @@ func (t *Tree) command(ctx context.Context, d *imageDir, bound []digest.Digest, 
 	t.remember(d, app, change, text)
 	t.log.add(c.UID, "sign", d.path(), text)
 	return text, change, err
+}
+
+// mayChange says, by an error, that a caller may not change an app. The file's mode says so too, but cannot say all that an ACL does.
+// Where nobody can tell his rights, it has to do.
+func (t *Tree) mayChange(ctx context.Context, app string, c Caller) error {
+	rights, err := credentialsOf(c)
+	if err != nil {
+		return nil
+	}
+	err = rights.run(ctx, func() error { return t.Registry.MayChange(app) })
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("you may not change the app %s: %w", app, syscall.EACCES)
+	}
+	return err
 }
 
 // inWords is the text of an error for the log and who reads it.

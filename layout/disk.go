@@ -14,6 +14,7 @@ package layout
 
 import (
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -167,6 +168,37 @@ func fstat(fd int, name string) (Attr, error) {
 	return attrOf(&st), nil
 }
 
+// permitted is the status of an open file or directory with the rights of its group as the group bits. Where there is a
+// POSIX ACL the kernel shows there its mask, which is what anybody may have at most (acl(5)).
+func permitted(fd int, attr Attr) Attr {
+	if attr.Mode&0o070 == 0 {
+		return attr
+	}
+	var text [1 << 10]byte // more entries than that are no reason to trust the bits
+	n, err := unix.Getxattr(fmt.Sprintf("/proc/self/fd/%d", fd), aclName, text[:])
+	if err == unix.ENODATA || err == unix.ENOTSUP {
+		return attr
+	}
+	const groupOf, mask = 0x04, 0x10 // ACL_GROUP_OBJ, ACL_MASK (linux/posix_acl.h)
+	rights := map[uint16]fs.FileMode{mask: 0o7}
+	for list := text[min(max(n, 0), 4):max(n, 0)]; len(list) >= 8; list = list[8:] { // linux/posix_acl_xattr.h
+		rights[binary.LittleEndian.Uint16(list)] = fs.FileMode(binary.LittleEndian.Uint16(list[2:]))
+	}
+	attr.Mode = attr.Mode&^0o070 | rights[groupOf]&rights[mask]&0o7<<3
+	return attr
+}
+
+// statPermitted is statBeneath with what permitted says.
+func statPermitted(dirfd int, name string) (Attr, error) {
+	fd, err := openBeneath(dirfd, name, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return Attr{}, err
+	}
+	defer closeFD(fd)
+	attr, err := fstat(fd, name)
+	return permitted(fd, attr), err
+}
+
 // statBeneath tells what name is; a symbolic link at its end is reported as
 // one, one in the middle is refused.
 func statBeneath(dirfd int, name string) (Attr, error) {
@@ -285,7 +317,7 @@ func readFile(dirfd int, name string, want, limit int64) ([]byte, sighting, Attr
 		return nil, sighting{}, attr, err
 	}
 	// A file that shrank meanwhile is short here, and its digest is wrong.
-	return data[:n], sighting{attr.Stamp, at}, attr, nil
+	return data[:n], sighting{attr.Stamp, at}, permitted(fd, attr), nil
 }
 
 // An entry of a directory, as readDir gives it.

@@ -437,7 +437,7 @@ func (a *App) Stat(name string) (Attr, error) {
 		return Attr{}, notFound(a.Name, err)
 	}
 	defer closeFD(dirfd)
-	attr, err := statBeneath(dirfd, name)
+	attr, err := statPermitted(dirfd, name)
 	if err == nil && !attr.Mode.IsRegular() && !attr.Mode.IsDir() {
 		err = corruptf("%s: %s", name, kindOf(attr.Mode))
 	}

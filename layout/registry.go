@@ -107,7 +107,7 @@ func (r *Registry) Dir(name string) (Dir, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrCorrupt) {
 		return Dir{}, err
 	}
-	return Dir{attr, name != "." && err == nil && mark.Mode.IsRegular()}, nil
+	return Dir{permitted(fd, attr), name != "." && err == nil && mark.Mode.IsRegular()}, nil
 }
 
 // Dirs lists the directories in the directory name ("." is the registry
