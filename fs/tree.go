@@ -522,12 +522,12 @@ func (d *imagesDir) item(context.Context) (*Item, error) {
 }
 
 // everybodys says whether every user may look at what a path of the registry has in it: an
-// app, with its index.json, or a namespace. What is not there is nobody's secret.
+// app, with its index.json, or a namespace. What is not there any more may have been closed.
 func (t *Tree) everybodys(name string) bool {
 	for dir := "."; ; {
 		at, err := t.Registry.Dir(dir)
 		if err != nil {
-			return errors.Is(err, layout.ErrNotFound)
+			return false
 		}
 		if at.Mode.Perm()&0o001 == 0 {
 			return false
@@ -544,10 +544,10 @@ func (t *Tree) everybodys(name string) bool {
 	}
 	app, err := t.Registry.App(name)
 	if err != nil {
-		return errors.Is(err, layout.ErrNotFound)
+		return false
 	}
 	index, err := app.Stat("index.json")
-	return err == nil && index.Mode.Perm()&0o004 != 0 || errors.Is(err, layout.ErrNotFound)
+	return err == nil && index.Mode.Perm()&0o004 != 0
 }
 
 func (d *imagesDir) lookup(ctx context.Context, name string) (*Item, error) {

@@ -47,18 +47,18 @@
 //
 //  1. take flock(2) on the app's own oci-layout, waiting at most [LockWait];
 //  2. read index.json and what hangs on it, and compute every new blob in memory;
-//  3. write each into a work directory, fsync it, give it its place as a second
-//     name, and fsync the directory. One that is there is hashed before it is trusted;
+//  3. write each to an unnamed file, fsync it, give it its digest for a name, and
+//     fsync the directory. One that is there is hashed before it is trusted;
 //  4. write and fsync the new index.json under a working name, make sure that the
 //     old one is still what was read, and rename the new one over it;
 //  5. fsync the app's directory.
 //
 // No blob is ever modified where it stands, and nothing but [App.Collect] deletes
-// one, except that a change which fails, or was killed, takes back what it
-// brought itself (undo.go). Owner, mode and ACL of what is replaced are kept.
-// A work directory is `.irfs/<random>/` in the app, or in the registry for
+// one, except that a change which fails takes back what it brought itself (undo.go).
+// Owner, mode and ACL of what is replaced are kept. Working files that need a
+// name lie in a directory `.irfs/<random>/` of the app, or of the registry for
 // an app that is not there yet, which its owner holds locked; what the dead
-// left is undone and removed by the next change.
+// left is removed by the next change.
 //
 // # Archives
 //
