@@ -649,7 +649,7 @@ func (s *soak) collect() {
 	var expected []string
 	if apps, _ := os.ReadDir(s.registry + "/in"); len(apps) > 0 && rand.IntN(2) == 0 {
 		app = "in/" + apps[rand.IntN(len(apps))].Name()
-		expected = []string{"no such app"} // it was removed meanwhile
+		expected = []string{"no such app", "not there"} // it was removed meanwhile
 	}
 	if s.client(command("irfs", "gc", "-r", s.registry, "-a", app, "--grace", "0s"), expected...) == done {
 		s.collected.Add(1)

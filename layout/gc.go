@@ -26,7 +26,12 @@ type Removed struct {
 // has written to for as long as grace: a tool that is copying an image in
 // writes its blobs first. With dryRun it only tells. If any index or manifest
 // cannot be read it removes nothing, for then nobody knows what is in use.
-func (a *App) Collect(ctx context.Context, grace time.Duration, dryRun bool) ([]Removed, error) {
+func (a *App) Collect(ctx context.Context, grace time.Duration, dryRun bool) (removed []Removed, err error) {
+	defer func() {
+		if errors.Is(err, fs.ErrNotExist) { // it was removed, or moved away, meanwhile
+			err = kindf(ErrNotFound, "%s: no such app", a.Name)
+		}
+	}()
 	l, err := a.lock(ctx)
 	if err != nil {
 		return nil, err
@@ -52,7 +57,7 @@ func (a *App) Collect(ctx context.Context, grace time.Duration, dryRun bool) ([]
 		}
 	}
 	dirs := map[string]bool{}
-	removed, err := l.removeUnused(ctx, used, time.Now().Add(-grace), func(name string) error {
+	removed, err = l.removeUnused(ctx, used, time.Now().Add(-grace), func(name string) error {
 		if dryRun {
 			return nil
 		}

@@ -42,6 +42,7 @@ type Registry struct {
 
 	mu   sync.Mutex
 	apps map[string]*App
+	most int // apps, before forget looks which are gone
 
 	staging staging
 	windows atomic.Int32 // archives that are being unpacked and have one
@@ -248,6 +249,22 @@ func (r *Registry) Apps() ([]Found, error) {
 	return found, nil
 }
 
+// forget drops what is remembered of apps that are gone, once there are many. r.mu is held.
+func (r *Registry) forget() {
+	const few = 256
+	if len(r.apps) < max(r.most, few) {
+		return
+	}
+	for name, a := range r.apps {
+		if dirfd, err := a.open(); err == nil {
+			closeFD(dirfd)
+		} else if errors.Is(err, fs.ErrNotExist) {
+			delete(r.apps, name)
+		}
+	}
+	r.most = 2 * len(r.apps)
+}
+
 // App gives the app of that name; ErrNotFound if there is none.
 func (r *Registry) App(name string) (*App, error) {
 	d, err := r.Dir(name)
@@ -264,6 +281,7 @@ func (r *Registry) App(name string) (*App, error) {
 	}
 	a := r.apps[name]
 	if a == nil {
+		r.forget()
 		a = newApp(name, r.fd, name)
 		r.apps[name] = a
 	}

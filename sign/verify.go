@@ -5,11 +5,14 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 	"unicode"
 
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"irfs/layout"
@@ -74,6 +77,7 @@ type Verifier struct {
 
 	mu       sync.Mutex
 	verdicts map[verdictKey]*Verdict
+	most     int // verdicts, before those are forgotten that nobody can ask for any more
 	flights  map[verdictKey]*flight
 }
 
@@ -83,8 +87,11 @@ type verdictKey struct {
 	full   bool
 }
 
-// maxVerdicts bounds what a Verifier keeps.
-const maxVerdicts = 1 << 18
+// maxVerdicts bounds what a Verifier keeps, fewVerdicts is not worth a look.
+const (
+	maxVerdicts = 1 << 18
+	fewVerdicts = 512
+)
 
 // NewVerifier gives a Verifier that trusts t.
 func NewVerifier(t *Trust) *Verifier {
@@ -162,11 +169,44 @@ func (v *Verifier) renew(ctx context.Context, key verdictKey, snap *layout.Snaps
 
 func (v *Verifier) keep(key verdictKey, verdict *Verdict) {
 	v.mu.Lock()
-	defer v.mu.Unlock()
 	if len(v.verdicts) >= maxVerdicts {
 		clear(v.verdicts)
 	}
 	v.verdicts[key] = verdict
+	var look []verdictKey
+	if len(v.verdicts) > max(v.most, fewVerdicts) {
+		look = slices.Collect(maps.Keys(v.verdicts))
+		v.most = 2 * len(look) // until it is known
+	}
+	v.mu.Unlock()
+	if look != nil {
+		v.forget(look)
+	}
+}
+
+// forget drops verdicts on what is gone: an app, or an image that its index.json does not reach any more.
+func (v *Verifier) forget(look []verdictKey) {
+	states := map[*layout.App]*layout.Snapshot{}
+	var gone []verdictKey
+	for _, key := range look {
+		snap, seen := states[key.app]
+		if !seen {
+			snap, _ = key.app.Snapshot()
+			states[key.app] = snap
+		}
+		if snap != nil && snap.Err == nil {
+			if _, err := snap.Digest(digest.Digest(key.digest)); !errors.Is(err, layout.ErrNotFound) {
+				continue
+			}
+		}
+		gone = append(gone, key)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, key := range gone {
+		delete(v.verdicts, key)
+	}
+	v.most = 2 * len(v.verdicts)
 }
 
 // subject is what a verdict depends on besides the blobs.
