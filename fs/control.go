@@ -191,12 +191,11 @@ func mayHoldKey(name string) bool {
 	if strings.Trim(name, base64) == "" {
 		return true
 	}
-	isPath := strings.HasPrefix(name, "/") || strings.HasPrefix(name, ".")
 	var run, capitals, others, hex, digits int
 	for _, c := range []byte(name) {
 		isDigit, isCapital := '0' <= c && c <= '9', 'A' <= c && c <= 'Z'
 		switch {
-		case strings.IndexByte(base64, c) < 0, c == '/' && isPath:
+		case strings.IndexByte(base64, c) < 0:
 			run, capitals, others = 0, 0, 0
 		case isCapital:
 			run, capitals = run+1, capitals+1
