@@ -113,7 +113,7 @@ var (
 
 func (n *dirNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
 	at := path.Join(n.path, name)
-	item, err := n.dir.lookup(ctx, name)
+	item, err := lookup(ctx, n.dir, name)
 	if err != nil {
 		return nil, n.lookupErrno(ctx, err)
 	}
@@ -268,7 +268,7 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uin
 		return nil, 0, n.refuse(ctx, "open for writing", "")
 	}
 	pid := pidOf(ctx)
-	now, err := n.parent.lookup(ctx, n.name)
+	now, err := lookup(ctx, n.parent, n.name)
 	if err == nil && now.settle != nil {
 		waiting, stop := patient(ctx, pid)
 		now, err = now.settled(waiting)
@@ -288,6 +288,17 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uin
 		return nil, 0, syscall.ENOENT
 	}
 	return n.m.open(now, false)
+}
+
+// lookup is that of a directory, which a signal that does not end the caller only begins anew.
+func lookup(ctx context.Context, in dir, name string) (*Item, error) {
+	item, err := in.lookup(ctx, name)
+	if errors.Is(err, context.Canceled) {
+		waiting, stop := patient(ctx, pidOf(ctx))
+		defer stop()
+		return in.lookup(waiting, name)
+	}
+	return item, err
 }
 
 // settled is a file with its real content in place of the presumed.
