@@ -28,9 +28,14 @@ type Removed struct {
 // cannot be read it removes nothing, for then nobody knows what is in use.
 func (a *App) Collect(ctx context.Context, grace time.Duration, dryRun bool) (removed []Removed, err error) {
 	defer func() {
-		if errors.Is(err, fs.ErrNotExist) { // it was removed, or moved away, meanwhile
-			err = kindf(ErrNotFound, "%s: no such app", a.Name)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return
 		}
+		if dirfd, openErr := a.open(); openErr == nil {
+			closeFD(dirfd)
+			return
+		}
+		err = kindf(ErrNotFound, "%s: no such app", a.Name) // it was removed, or moved away, meanwhile
 	}()
 	l, err := a.lock(ctx)
 	if err != nil {
@@ -70,7 +75,10 @@ func (a *App) Collect(ctx context.Context, grace time.Duration, dryRun bool) (re
 			return kindf(ErrBusy, "%s: another tool is changing this app", a.Name)
 		}
 		dirs[path.Dir(name)] = true
-		return unlink(l.dirfd, name)
+		if err := unlink(l.dirfd, name); !errors.Is(err, fs.ErrNotExist) { // as if another tool had collected it
+			return err
+		}
+		return nil
 	})
 	err = errors.Join(err, l.syncDirs(dirs))
 	slices.SortFunc(removed, func(a, b Removed) int { return strings.Compare(string(a.Digest), string(b.Digest)) })
