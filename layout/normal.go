@@ -93,12 +93,13 @@ type fate struct {
 // A normalising is the work on one archive.
 type normalising struct {
 	*unpacking
-	snap    *Snapshot
-	reached *reached
-	fates   map[digest.Digest]fate
-	moves   map[digest.Digest]move // without the bytes
-	inToto  map[digest.Digest]bool // manifests all of whose layers are attestations
-	typed   int                    // documents that have other media types now
+	archived map[digest.Digest]part // the blobs that the archive had: what one of them becomes may have a missing one's digest
+	snap     *Snapshot
+	reached  *reached
+	fates    map[digest.Digest]fate
+	moves    map[digest.Digest]move // without the bytes
+	inToto   map[digest.Digest]bool // manifests all of whose layers are attestations
+	typed    int                    // documents that have other media types now
 }
 
 // normalise gives the index.json for what snap was read from, and adds the
@@ -114,7 +115,7 @@ func (u *unpacking) normalise(snap *Snapshot, index []byte) ([]byte, error) {
 		}
 	}
 	n := &normalising{
-		unpacking: u, snap: snap, reached: r, fates: map[digest.Digest]fate{},
+		unpacking: u, archived: maps.Clone(u.blobs), snap: snap, reached: r, fates: map[digest.Digest]fate{},
 		moves: map[digest.Digest]move{}, inToto: map[digest.Digest]bool{},
 	}
 	rows, err := n.rows()
@@ -322,7 +323,7 @@ func (n *normalising) settle(d v1.Descriptor) (fate, error) {
 	}
 	err := n.ctx.Err()
 	f := fate{gone: "not in the archive"}
-	if _, there := n.blobs[d.Digest]; there && err == nil {
+	if _, there := n.archived[d.Digest]; there && err == nil {
 		f = fate{}
 		switch {
 		case IsIndex(d.MediaType):

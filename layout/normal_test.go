@@ -784,6 +784,26 @@ func TestKeepOfTwoImagesOfAnIndex(t *testing.T) {
 	want(t, staged.Keep(context.Background(), []digest.Digest{amd.Digest, arm.Digest}, ""), layout.ErrCorrupt, "only one can take its place")
 }
 
+// What Docker's index becomes has the digest of one that is missing.
+func TestMissingIndexIsWhatAnotherBecomes(t *testing.T) {
+	l := sample.New()
+	l.Docker = true
+	docker := l.Index()
+	l.Docker = false
+	absent := l.Index()
+	image := l.Image(sample.Linux("amd64"), sample.Gzip("a", "b"))
+	l.Add(tagged(l.Index(image, docker, absent), "a"))
+	files := l.Files()
+	delete(files, sample.Path(absent.Digest))
+	dir := t.TempDir()
+	reg, err := layout.Open(dir)
+	must(t, err)
+	defer reg.Close()
+	_, err = importAs(context.Background(), reg, "app", archive(t, files), layout.OnExistFail)
+	must(t, err)
+	serves(t, dir+"/app")
+}
+
 // Whatever an archive nests, and whatever of it is missing: it is refused whole, or comes out so that it can be served, and is the same the next time.
 func TestAnyArchive(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
