@@ -96,7 +96,10 @@ func (d *imageDir) at(do func(*image) error) error {
 		if err != nil {
 			return err
 		}
-		if err = do(image); !image.doubt || try == 3 {
+		if err = do(image); err != nil {
+			err = absent(err) // the app itself, meanwhile
+		}
+		if !image.doubt || try == 3 {
 			return err
 		}
 		if now, nowErr := image.app.Snapshot(); nowErr != nil || now.Equal(image.snap) {
@@ -344,7 +347,7 @@ func verifyFull(ctx context.Context, i *image) (*Item, error) {
 	item.settle = func(ctx context.Context) ([]byte, error) {
 		v, err := i.t.Verifier.Verify(ctx, i.app, i.snap, i.entry, true)
 		if err != nil {
-			return nil, err
+			return nil, absent(err)
 		}
 		return word(v), nil
 	}

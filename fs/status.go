@@ -41,7 +41,7 @@ func (t *Tree) Status(ctx context.Context, full bool, hidden func(layout.Found))
 			continue
 		}
 		more, err := t.appStatus(ctx, found.Name, full)
-		if errors.Is(err, errAbsent) { // gone meanwhile
+		if err != nil && errors.Is(absent(err), errAbsent) { // gone meanwhile
 			continue
 		}
 		if err != nil {

@@ -39,7 +39,14 @@ type readIndex struct {
 	index *v1.Index
 }
 
-func (a *App) open() (int, error) { return openDir(a.parent, a.path) }
+// open opens the app's directory; ErrNotFound if it is not there any more, or something else is.
+func (a *App) open() (int, error) {
+	fd, err := openDir(a.parent, a.path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) {
+		err = kindf(ErrNotFound, "%s: no such app", a.Name)
+	}
+	return fd, err
+}
 
 func newApp(name string, parent int, path string) *App {
 	return &App{Name: name, parent: parent, path: path, turn: make(chan struct{}, 1), indexes: map[string]*readIndex{}}
@@ -85,9 +92,6 @@ const refName = v1.AnnotationRefName
 func (a *App) Snapshot() (*Snapshot, error) {
 	dirfd, err := a.open()
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) {
-			return nil, kindf(ErrNotFound, "%s: no such app", a.Name)
-		}
 		return nil, err
 	}
 	defer closeFD(dirfd)
@@ -142,7 +146,7 @@ func (a *App) load(dirfd int) (*Snapshot, []byte, error) {
 		return nil, nil, err
 	}
 	if err != nil {
-		if dir, err := fstat(dirfd, a.Name); err == nil && attr == (Attr{}) {
+		if dir, err := fstat(dirfd, a.Name); err == nil && (attr == Attr{} || !attr.Mode.IsRegular()) {
 			attr = dir
 		}
 		a.snap = nil

@@ -80,7 +80,7 @@ func (a *App) lock(ctx context.Context) (*locked, error) {
 func (a *App) tryLock() (*locked, error) {
 	dirfd, err := a.open()
 	if err != nil {
-		return nil, notFound(a.Name, err)
+		return nil, err
 	}
 	// NFS makes flock a POSIX lock, which wants a descriptor that can write.
 	fd, err := openBeneath(dirfd, "oci-layout", unix.O_RDWR, 0)

@@ -223,7 +223,7 @@ func isNamed(dirfd int, name string, fd int) (bool, error) {
 	return err == nil && named.Dev == held.Dev && named.Ino == held.Ino, err
 }
 
-// openRegular opens a regular file for reading.
+// openRegular opens a regular file for reading. Where it is something else, its status comes with the error.
 func openRegular(dirfd int, name string) (int, Attr, error) {
 	// It is looked at first: some devices do something when they are opened.
 	attr, err := statBeneath(dirfd, name)
@@ -238,12 +238,13 @@ func openRegular(dirfd int, name string) (int, Attr, error) {
 	}
 	switch {
 	case err != nil:
+		attr = Attr{}
 	case attr.Mode&fs.ModeSymlink != 0:
 		err = errLink(name)
 	default:
 		err = corruptf("%s: not a regular file but %s", name, kindOf(attr.Mode))
 	}
-	return -1, Attr{}, err
+	return -1, attr, err
 }
 
 func errLink(name string) error {
@@ -294,12 +295,12 @@ func (r *fdReader) Read(p []byte) (int, error) {
 
 // readFile reads a whole regular file of at most limit bytes; where want is
 // not negative its size must be exactly that. The size is checked before a
-// byte is read.
+// byte is read. What was seen of the file comes with an error too.
 func readFile(dirfd int, name string, want, limit int64) ([]byte, sighting, Attr, error) {
 	at := time.Now().UnixNano()
 	fd, attr, err := openRegular(dirfd, name)
 	if err != nil {
-		return nil, sighting{}, attr, err
+		return nil, sighting{attr.Stamp, at}, attr, err
 	}
 	defer closeFD(fd)
 	switch {
@@ -309,12 +310,12 @@ func readFile(dirfd int, name string, want, limit int64) ([]byte, sighting, Attr
 		err = limitf("%s: %d bytes, over the limit of %d", name, attr.Size, limit)
 	}
 	if err != nil {
-		return nil, sighting{}, attr, err
+		return nil, sighting{attr.Stamp, at}, attr, err
 	}
 	data := make([]byte, attr.Size)
 	n, err := io.ReadFull(&fdReader{fd: fd, name: name}, data)
 	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
-		return nil, sighting{}, attr, err
+		return nil, sighting{attr.Stamp, at}, attr, err
 	}
 	// A file that shrank meanwhile is short here, and its digest is wrong.
 	return data[:n], sighting{attr.Stamp, at}, permitted(fd, attr), nil

@@ -53,7 +53,6 @@ type Config struct {
 func readBlob(dirfd int, d v1.Descriptor, limit int64, seen *Seen) ([]byte, sighting, Attr, error) {
 	name := BlobPath(d.Digest)
 	if d.Size > limit {
-		seen.add(d.Digest, "", sightingOf(dirfd, name))
 		return nil, sighting{}, Attr{}, limitf("%s: %d bytes, over the limit of %d", d.Digest, d.Size, limit)
 	}
 	data, at, attr, err := readFile(dirfd, name, d.Size, limit)
@@ -61,7 +60,7 @@ func readBlob(dirfd int, d v1.Descriptor, limit int64, seen *Seen) ([]byte, sigh
 		err = missing(d)
 	}
 	if errors.Is(err, ErrCorrupt) {
-		seen.add(d.Digest, "", sightingOf(dirfd, name))
+		seen.add(d.Digest, "", at)
 	}
 	if err != nil {
 		return nil, at, attr, err
@@ -75,16 +74,6 @@ func readBlob(dirfd int, d v1.Descriptor, limit int64, seen *Seen) ([]byte, sigh
 		return nil, at, attr, notInlined(d)
 	}
 	return data, at, attr, nil
-}
-
-// sightingOf is that of a file which is refused for what its status says; all
-// zero if it is not there.
-func sightingOf(dirfd int, name string) sighting {
-	attr, err := statBeneath(dirfd, name)
-	if err != nil {
-		return sighting{}
-	}
-	return sighting{attr.Stamp, time.Now().UnixNano()}
 }
 
 func notInlined(d v1.Descriptor) error {
@@ -210,7 +199,7 @@ func (s *Snapshot) CheckLayer(ctx context.Context, d v1.Descriptor, diffID diges
 		err = missing(d)
 	}
 	if errors.Is(err, ErrCorrupt) {
-		seen.add(d.Digest, "", sightingOf(dirfd, name))
+		seen.add(d.Digest, "", sighting{attr.Stamp, at})
 	}
 	if err != nil {
 		return err
@@ -304,7 +293,7 @@ func isTar(mediaType string) bool { return strings.HasSuffix(mediaType, ".tar") 
 type Seen struct{ files []seenFile }
 
 type seenFile struct {
-	sighting               // all zero for a blob that is not there
+	sighting               // no stamp for a blob that is not there
 	name     digest.Digest // of the blob
 	sum      digest.Digest // of its bytes; "" if it was refused for what its stamp tells, its size or type
 }
@@ -434,7 +423,7 @@ func (a *App) OpenFile(name string) (*Blob, error) {
 func (a *App) Stat(name string) (Attr, error) {
 	dirfd, err := a.open()
 	if err != nil {
-		return Attr{}, notFound(a.Name, err)
+		return Attr{}, err
 	}
 	defer closeFD(dirfd)
 	attr, err := statPermitted(dirfd, name)

@@ -258,7 +258,7 @@ func (r *Registry) forget() {
 	for name, a := range r.apps {
 		if dirfd, err := a.open(); err == nil {
 			closeFD(dirfd)
-		} else if errors.Is(err, fs.ErrNotExist) {
+		} else if errors.Is(err, ErrNotFound) {
 			delete(r.apps, name)
 		}
 	}

@@ -2,6 +2,7 @@ package sign
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"testing"
@@ -57,5 +58,48 @@ func TestVerifierForgetsWhatIsGone(t *testing.T) {
 	}
 	if len(v.verdicts) > 130 {
 		t.Errorf("%d verdicts are kept, and one app is there", len(v.verdicts))
+	}
+}
+
+// What stood in an app's way for a moment is no verdict on its images.
+func TestVerifierKeepsNothingOfWhatWasInTheWay(t *testing.T) {
+	dir := t.TempDir()
+	l := sample.New()
+	image := l.Image(sample.Linux("amd64"), sample.Gzip("a", "b"))
+	l.Tag("x", image)
+	app, aside := dir+"/app", dir+"/.aside"
+	reg, err := layout.Open(dir)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(err)
+	defer reg.Close()
+	must(l.WriteDir(app))
+	a, err := reg.App("app")
+	must(err)
+	snap, err := a.Snapshot()
+	must(err)
+	e, err := snap.Tag("x")
+	must(err)
+	v := NewVerifier(NewTrust())
+	for _, name := range []string{"", "/blobs", "/blobs/sha256", "/" + sample.Path(image.Digest)} {
+		must(os.Rename(app+name, aside))
+		must(os.Symlink(aside, app+name))
+		for _, full := range []bool{false, true} {
+			verdict, err := v.Verify(t.Context(), a, snap, e, full)
+			if name == "" && !errors.Is(err, layout.ErrNotFound) || name != "" && (err != nil || verdict.Status != Corrupt) {
+				t.Errorf("beneath a symbolic link at %q: %v, %v", name, verdict, err)
+			}
+		}
+		must(os.Remove(app + name))
+		must(os.Rename(aside, app+name))
+		for _, full := range []bool{false, true} {
+			if verdict, err := v.Verify(t.Context(), a, snap, e, full); err != nil || verdict.Status != Unsigned {
+				t.Errorf("after a symbolic link at %q: %v, %v", name, verdict, err)
+			}
+		}
 	}
 }
