@@ -215,6 +215,9 @@ func plainly(raw []byte) (p plainHeader, odd string) {
 			return p, "an extension header of another size than it says"
 		}
 		data := raw[512 : 512+p.size]
+		if end := raw[512+p.size:]; (flag == 'L' || flag == 'K') && bytes.IndexByte(data, 0) < 0 && (p.size%512 == 0 || len(end) == 0 || end[0] != 0) {
+			return p, "a long name or link that does not end where its size says"
+		}
 		raw = raw[min(int64(len(raw)), 512+(p.size+511)&^511):]
 		text, _, _ := strings.Cut(string(data), "\x00")
 		switch flag {

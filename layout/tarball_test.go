@@ -308,6 +308,8 @@ func oddTars() []oddTar {
 		{"long name in ustar", long('L', deep+"\x00") + file("a", "1"), taken},
 		{"long name over prefix", long('L', "b\x00") + file("a", "1", prefix("x")), taken},
 		{"long name without a NUL", long('L', deep) + file("a", "1", gnu), taken},
+		{"long name that goes on after its size", long('L', "b")[:512] + strings.Repeat("b", 2) + long('L', "b")[514:] + file("a", "1", gnu), refused},
+		{"long name of whole blocks without a NUL", long('L', strings.Repeat("b/", 256)) + file("a", "1", gnu), refused},
 		{"long name with two NULs", long('L', "b\x00c\x00") + file("a", "1", gnu), taken},
 		{"long name of no bytes", long('L', "") + file("a", "1", gnu), refused},
 		{"long name of a NUL", long('L', "\x00") + file("a", "1", gnu), refused},
