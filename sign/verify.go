@@ -414,7 +414,7 @@ func (v *Verdict) checkChain(t *Trust, m *layout.Manifest, c *layout.Config) {
 	}
 	v.found("signature: of the config, by vendor %s", v.Vendor)
 	if len(t.cas) == 0 {
-		if err := checkSignature(chain.Certificate); err != nil {
+		if _, err := parseSignature(chain.Certificate); err != nil {
 			v.decide(Invalid, "certificate", err.Error())
 			return
 		}
