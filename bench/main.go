@@ -1,17 +1,19 @@
 // Bench measures irfs beside what does the same job, or a part of it, in one run
 // on one machine, and prints a table of ratios.
 //
-//	go run ./bench [-quick] [-runs N] [-dir DIR]
+//	go run ./bench [-quick] [-runs N] [-dir DIR] [-only WORD] [-o FILE]
 //
 // Each row runs its two commands in turn, A B A B …, and gives the median time of
 // each and the median of the ratios of each pair. What is read is in
 // memory, what is written is on the disk when the clock stops. With -quick the
-// data is small: that shows that it works, and the times mean nothing. It needs root,
-// /dev/fuse, and GNU's coreutils and tar; its data lies in DIR, by default
+// data is small: that shows that it works, and the times mean nothing. With -o the table goes
+// to FILE too, and beside it a plot of what grows with a registry. It needs root,
+// /dev/fuse, bindfs, and GNU's coreutils and tar; its data lies in DIR, by default
 // where temporary files do.
 package main
 
 import (
+	"bytes"
 	"errors"
 	"flag"
 	"fmt"
@@ -19,6 +21,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -30,7 +33,12 @@ type bench struct {
 	dir   string // where its data lies
 	quick bool
 	runs  int
+	only  string
 	rows  []row
+
+	keys    *keys
+	configs []signed // those that were signed so far
+	series  map[string][]point
 }
 
 // A row is a line of the table.
@@ -44,18 +52,20 @@ func main() {
 	b := &bench{}
 	flag.BoolVar(&b.quick, "quick", false, "small data: the times mean nothing")
 	flag.IntVar(&b.runs, "runs", 5, "how often each pair is run")
+	flag.StringVar(&b.only, "only", "", "only the part of this name")
 	dir := flag.String("dir", os.TempDir(), "where the data lies")
+	file := flag.String("o", "", "also write the table to this file, and the plot beside it")
 	flag.Parse()
 	if b.quick {
 		b.runs = 1
 	}
-	if err := b.run(*dir); err != nil {
+	if err := b.run(*dir, *file); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func (b *bench) run(dir string) (err error) {
+func (b *bench) run(dir, file string) (err error) {
 	if b.dir, err = os.MkdirTemp(dir, "irfs-bench-"); err != nil {
 		return err
 	}
@@ -63,12 +73,63 @@ func (b *bench) run(dir string) (err error) {
 	if err := b.sh("go build -o %s/irfs ./cmd/irfs", b.dir); err != nil {
 		return err
 	}
-	for _, part := range []func() error{b.importing, b.dropping, b.manySmall, b.memory} {
-		if err := part(); err != nil {
+	if err := b.makeKeys(); err != nil {
+		return err
+	}
+	for _, part := range []struct {
+		name string
+		do   func() error
+	}{
+		{"status", b.status}, {"sweeps", b.sweeps}, {"stampede", b.stampede}, {"blobs", b.blobs}, {"full", b.verifyFull},
+		{"command", b.command}, {"sign", b.signing}, {"mount", b.mounting}, {"large", b.oneLargeApp}, {"growth", b.growth},
+		{"import", b.importing}, {"drop", b.dropping}, {"small", b.manySmall}, {"memory", b.memory},
+	} {
+		if b.only != "" && b.only != part.name {
+			continue
+		}
+		if err := part.do(); err != nil {
+			return fmt.Errorf("%s: %w", part.name, err)
+		}
+	}
+	if err := b.print(os.Stdout); err != nil || file == "" {
+		return err
+	}
+	return b.write(file)
+}
+
+// write writes the report, and the plot beside it.
+func (b *bench) write(name string) error {
+	var text, svg bytes.Buffer
+	fmt.Fprintf(&text, "# Benchmarks\n\nMade by `go run ./bench -o %s`, each row %d times, on %s with %d cores.\n"+
+		"Every figure is a ratio, or a difference, to what is in the second column, run in turn with it. What they\n"+
+		"mean is said in `bench/main.go`; why a target is missed, in `docs/SPEED.md`.\n\n", name, b.runs, kernel(), runtime.NumCPU())
+	if err := b.print(&text); err != nil {
+		return err
+	}
+	if b.series != nil {
+		picture := strings.TrimSuffix(name, filepath.Ext(name)) + ".svg"
+		fmt.Fprintf(&text, "\nWhat grows with a registry, and what does not:\n\n![cost by number of images](%s)\n", filepath.Base(picture))
+		if err := errors.Join(plot(&svg, b.series), os.WriteFile(picture, svg.Bytes(), 0o644)); err != nil {
 			return err
 		}
 	}
-	return b.print(os.Stdout)
+	return os.WriteFile(name, text.Bytes(), 0o644)
+}
+
+func kernel() string {
+	out, err := exec.Command("uname", "-sr").Output()
+	if err != nil {
+		return "?"
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// sized is a number, or a small one for -quick.
+func (b *bench) sized(all, quick int) int {
+	if b.quick {
+		return quick
+	}
+	return all
 }
 
 func (b *bench) print(w io.Writer) error {
@@ -84,25 +145,55 @@ func (b *bench) print(w io.Writer) error {
 // A task is one of two that are compared. prepare is not timed.
 type task struct{ prepare, run func() error }
 
-// compare runs two tasks in turn, and adds their row.
-func (b *bench) compare(what, beside, target string, ours, theirs task) error {
-	var a, c, ratios []float64
-	for range b.runs {
+// pairs runs two tasks in turn, and gives the times.
+func (b *bench) pairs(runs int, what, beside string, ours, theirs task) (a, c []float64, err error) {
+	for range runs {
 		t, err := timed(ours)
 		if err != nil {
-			return fmt.Errorf("%s: %w", what, err)
+			return nil, nil, fmt.Errorf("%s: %w", what, err)
 		}
 		u, err := timed(theirs)
 		if err != nil {
-			return fmt.Errorf("%s: %w", beside, err)
+			return nil, nil, fmt.Errorf("%s: %w", beside, err)
 		}
-		a, c, ratios = append(a, t), append(c, u), append(ratios, t/u)
+		a, c = append(a, t), append(c, u)
+	}
+	return a, c, nil
+}
+
+// compare runs two tasks in turn, and adds their row: how many times as long ours takes.
+func (b *bench) compare(what, beside, target string, ours, theirs task) error {
+	return b.compareTimes(b.runs, what, beside, target, ours, theirs)
+}
+
+func (b *bench) compareTimes(runs int, what, beside, target string, ours, theirs task) error {
+	a, c, err := b.pairs(runs, what, beside, ours, theirs)
+	if err != nil {
+		return err
+	}
+	b.add(what, beside, target, a, c, func(a, c float64) float64 { return a / c })
+	return nil
+}
+
+// rate is compare for what has to be fast: how many times as often ours is done in a time.
+func (b *bench) rate(what, beside, target string, ours, theirs task) error {
+	a, c, err := b.pairs(b.runs, what, beside, ours, theirs)
+	if err != nil {
+		return err
+	}
+	b.add(what, beside, target, a, c, func(a, c float64) float64 { return c / a })
+	return nil
+}
+
+func (b *bench) add(what, beside, target string, a, c []float64, ratio func(a, c float64) float64) {
+	var ratios []float64
+	for i := range a {
+		ratios = append(ratios, ratio(a[i], c[i]))
 	}
 	b.rows = append(b.rows, row{
-		what, beside, fmt.Sprintf("%.2f ×", median(ratios)), target,
-		fmt.Sprintf("%.2f s beside %.2f s; ratios %.2f to %.2f in %d runs", median(a), median(c), slices.Min(ratios), slices.Max(ratios), b.runs),
+		what, beside, fmt.Sprintf("%.3g ×", median(ratios)), target,
+		fmt.Sprintf("%.3g s beside %.3g s; ratios %.3g to %.3g in %d runs", median(a), median(c), slices.Min(ratios), slices.Max(ratios), len(a)),
 	})
-	return nil
 }
 
 func timed(t task) (float64, error) {
@@ -146,13 +237,27 @@ func (b *bench) mounted(do func(registry, mnt string, pid int) error) error {
 	if err := b.sh("%s/irfs mount %s %s", b.dir, registry, mnt); err != nil {
 		return err
 	}
-	version, err := os.ReadFile(mnt + "/.irfs/version")
-	pid := 0
-	if _, after, ok := strings.Cut(string(version), "\npid "); ok {
-		fmt.Sscan(after, &pid)
-	}
+	pid, err := pidOf(mnt)
 	if err == nil {
 		err = do(registry, mnt, pid)
 	}
 	return errors.Join(err, b.sh("%s/irfs umount %s", b.dir, mnt))
+}
+
+// pidOf gives the process that serves a mount.
+func pidOf(mnt string) (pid int, err error) {
+	version, err := os.ReadFile(mnt + "/.irfs/version")
+	if _, after, ok := strings.Cut(string(version), "\npid "); ok {
+		_, err = fmt.Sscan(after, &pid)
+	}
+	return pid, err
+}
+
+// irfs runs the program.
+func (b *bench) irfs(args ...string) error {
+	out, err := exec.Command(b.path("irfs"), args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("irfs %s: %w\n%s", strings.Join(args, " "), err, bytes.TrimSpace(out))
+	}
+	return nil
 }

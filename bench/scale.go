@@ -1,0 +1,205 @@
+package main
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// mounting mounts a registry of many apps beside an empty one.
+func (b *bench) mounting() error {
+	large, empty := b.fresh(), b.fresh()
+	apps, images := b.sized(1000, 10), b.sized(100, 2)
+	if err := b.writeRegistry(large, apps, images, false); err != nil {
+		return err
+	}
+	memory := map[string]float64{}
+	mount := func(registry string) task {
+		return task{nothing, func() error {
+			s, err := b.serve(registry)
+			if err != nil {
+				return err
+			}
+			kb, err := procNumber(s.pid, "status", "VmRSS:")
+			memory[registry] = float64(kb) / 1024
+			return errors.Join(err, b.stop(s))
+		}}
+	}
+	if err := b.compare(fmt.Sprintf("mounting and unmounting a registry of %d apps × %d images", apps, images), "the same of an empty one", "≤ 1.2 ×", mount(large), mount(empty)); err != nil {
+		return err
+	}
+	b.rows = append(b.rows, row{"memory of that mount", "that of an empty one", fmt.Sprintf("%+.1f MB", memory[large]-memory[empty]), "≤ 30 MB more", ""})
+
+	s, err := b.serve(large)
+	if err != nil {
+		return err
+	}
+	return errors.Join(b.walking(s.mnt), b.stop(s))
+}
+
+// walking walks a mount, beside bindfs on a tree with as many entries.
+func (b *bench) walking(mnt string) error {
+	count, err := entries(mnt)
+	if err != nil {
+		return err
+	}
+	plain, bind := b.fresh(), b.fresh()
+	for made := 0; made < count; {
+		dir := fmt.Sprintf("%s/%d", plain, made)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+		for made++; made%20 != 0 && made < count; made++ {
+			if err := os.WriteFile(fmt.Sprintf("%s/%d", dir, made), nil, 0o644); err != nil {
+				return err
+			}
+		}
+	}
+	if err := b.sh("bindfs %s %s", plain, bind); err != nil {
+		return err
+	}
+	forget := func() error { return os.WriteFile("/proc/sys/vm/drop_caches", []byte("2"), 0) }
+	find := func(dir string) task {
+		return task{forget, func() error { return b.sh("find %s > /dev/null", dir) }}
+	}
+	err = b.rate(fmt.Sprintf("`find` of all its %d entries", count), "`find` over bindfs on as many", "≥ 1.0 ×", find(mnt), find(bind))
+	return errors.Join(err, b.sh("fusermount3 -u %s", bind))
+}
+
+func entries(dir string) (n int, err error) {
+	return n, filepath.WalkDir(dir, func(string, os.DirEntry, error) error { n++; return nil })
+}
+
+// oneLargeApp reads and signs in an app with 100,000 manifests.
+func (b *bench) oneLargeApp() error {
+	registry := b.fresh()
+	images := b.sized(100_000, 200)
+	if err := b.writeRegistry(registry, 1, images, false); err != nil {
+		return err
+	}
+	// One of them is there.
+	s, err := b.signed(images / 2)
+	if err != nil {
+		return err
+	}
+	if _, err := b.writeImage(registry+"/app0", "", s, true); err != nil {
+		return err
+	}
+	index := registry + "/app0/index.json"
+	text, err := os.ReadFile(index)
+	if err != nil {
+		return err
+	}
+	read := task{nothing, func() error {
+		text, err := os.ReadFile(index)
+		sha256.Sum256(text)
+		if !json.Valid(text) {
+			err = errors.New("index.json is not valid")
+		}
+		return err
+	}}
+	var m *served
+	again := func() error {
+		if m != nil {
+			if err := b.stop(m); err != nil {
+				return err
+			}
+		}
+		m, err = b.serve(registry)
+		return err
+	}
+	tag := fmt.Sprint("/app0/tags/", images/2)
+	cat := func() error {
+		var buf [64]byte
+		text, err := readWhole(m.mnt+tag+"/verify", buf[:])
+		if err == nil && string(text) != "verified\n" {
+			err = fmt.Errorf("%s: %q", tag, text)
+		}
+		return err
+	}
+	what := fmt.Sprintf("one app with %d manifests in an index.json of %.0f MB: ", images, float64(len(text))/1e6)
+	const beside = "reading and hashing index.json once, and `json.Valid`"
+	err = b.compare(what+"`ls tags`", beside, "≤ 4 ×", task{again, func() error { return b.sh("ls %s/app0/tags > /dev/null", m.mnt) }}, read)
+	if err == nil {
+		err = b.compare(what+"`cat` of one tag's `verify`, the first", beside, "≤ 4 ×", task{again, cat}, read)
+	}
+	if err == nil {
+		// A file that changed a moment ago is compared by content.
+		time.Sleep(2100 * time.Millisecond)
+		err = b.compare(what+"the same again", beside, "≤ 0.1 ×", task{cat, cat}, read)
+	}
+	if err == nil {
+		err = b.compare(what+"signing one image", "writing and syncing a file of that size", "≤ 2 ×",
+			task{func() error { return errors.Join(b.otherCertificate(m.mnt+tag), b.settle()) }, func() error { return b.signBy(m.mnt+tag, "") }},
+			task{b.settle, func() error {
+				f, err := os.Create(b.path("written"))
+				if err != nil {
+					return err
+				}
+				_, err = f.Write(text)
+				return errors.Join(err, f.Sync(), f.Close())
+			}})
+	}
+	if m != nil {
+		err = errors.Join(err, b.stop(m))
+	}
+	return err
+}
+
+// A point of the plot: a cost, by how many images there are.
+type point struct {
+	images int
+	cost   float64 // seconds
+}
+
+// growth measures what things cost in registries of more and more images.
+func (b *bench) growth() error {
+	largest := b.sized(100_000, 1000)
+	series := map[string][]point{}
+	for images := 100; images <= largest; images *= 10 {
+		if err := b.growthAt(images, images == largest, series); err != nil {
+			return err
+		}
+	}
+	b.series = series
+	return nil
+}
+
+func (b *bench) growthAt(images int, last bool, series map[string][]point) error {
+	registry, each := b.fresh(), 100
+	if err := b.writeRegistry(registry, images/each, each, true); err != nil {
+		return err
+	}
+	var s *served
+	steps := []struct {
+		name string
+		per  int
+		do   func() error
+	}{
+		{"mount", 1, func() (err error) { s, err = b.serve(registry); return err }},
+		{"walk, for each image", images, func() error { return b.sh("find %s > /dev/null", s.mnt) }},
+		{"first sweep, for each image", images, func() error { return readAll(s.mnt, images/each, each, "verify", "verified\n") }},
+		{"second sweep, for each image", images, func() error { return readAll(s.mnt, images/each, each, "verify", "verified\n") }},
+		{"sign one", 1, func() error { return errors.Join(b.otherCertificate(s.mnt + "/app0/tags/0")) }},
+	}
+	for _, step := range steps {
+		start := time.Now()
+		if err := step.do(); err != nil {
+			return fmt.Errorf("%s with %d images: %w", step.name, images, err)
+		}
+		series[step.name] = append(series[step.name], point{images, time.Since(start).Seconds() / float64(step.per)})
+	}
+	if last {
+		kb, err := procNumber(s.pid, "status", "VmRSS:")
+		if err != nil {
+			return err
+		}
+		b.rows = append(b.rows, row{fmt.Sprintf("memory of the mount after all of %d images were read", images), "their number",
+			fmt.Sprintf("%.2f KB each", float64(kb)/float64(images)), "≤ 2 KB each", fmt.Sprintf("%d MB in all", kb/1024)})
+	}
+	return errors.Join(b.stop(s), os.RemoveAll(registry))
+}
