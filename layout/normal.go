@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"regexp"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -26,7 +25,11 @@ import (
 // Documents are spliced (splice.go), and configs and layers never change.
 
 // ValidTag is what a registry server takes for a tag (OCI distribution-spec v1.1, "Pulling manifests").
-var ValidTag = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
+func ValidTag(tag string) bool {
+	return tag != "" && len(tag) <= 128 && tag[0] != '.' && tag[0] != '-' && strings.Trim(tag, alphanumeric+"._-") == ""
+}
+
+const alphanumeric = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" + decimal
 
 // fullName is the annotation that holds the full name of an image, as containerd writes it (containerd, core/images/annotations.go).
 const fullName = "io.containerd.image.name"
@@ -201,7 +204,7 @@ func (n *normalising) tag(list []row, tagged bool) error {
 			r.fullName = ""
 		}
 		name = cmp.Or(r.was.Annotations[fullName], name, string(r.is.Digest))
-		if !ValidTag.MatchString(r.tag) {
+		if !ValidTag(r.tag) {
 			return corruptf("the tag of %.300q is over 128 characters", name)
 		}
 		first, taken := users[r.tag]

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -566,7 +565,10 @@ func (r reader) syntax(err error) error {
 	return corruptf("%s", text)
 }
 
-var plainName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_-]*$`)
+// plainName says whether a member's name can be spelled without quotes.
+func plainName(name string) bool {
+	return name != "" && name[0] != '-' && (name[0] < '0' || name[0] > '9') && strings.Trim(name, alphanumeric+"_-") == ""
+}
 
 // path spells a pointer that ends on the decoder's stack, or one name below, as `manifests[2].annotations["a.b"]`. Names and depth are the
 // document's, so it is cut short.
@@ -586,7 +588,7 @@ func (r reader) path(pointer jsontext.Pointer) string {
 		switch {
 		case kind == jsontext.KindBeginArray:
 			fmt.Fprintf(&b, "[%s]", name)
-		case len(name) > 60 || !plainName.MatchString(name):
+		case len(name) > 60 || !plainName(name):
 			fmt.Fprintf(&b, "[%.60q]", name)
 		case level > 1:
 			b.WriteString("." + name)

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"math"
 	"path"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -295,7 +294,7 @@ func parseRecords(text string) (records map[string]string, odd string) {
 		switch {
 		case strings.HasPrefix(key, "GNU."): // sparse files, whose holes a few bytes can make as large as they like, and parts of files
 			return nil, "a sparse file, or another extension of GNU's own"
-		case heeded && !form.MatchString(value):
+		case heeded && !form(value):
 			return nil, "a malformed extended header"
 		}
 		records[key] = value
@@ -303,16 +302,25 @@ func parseRecords(text string) (records map[string]string, odd string) {
 	return records, ""
 }
 
-var (
-	idForm   = regexp.MustCompile(`^[0-9]{1,9}$`)
-	timeForm = regexp.MustCompile(`^-?[0-9]{1,18}(\.[0-9]*)?$`)
-	nameForm = regexp.MustCompile(`^[^\x00]+$`)
+var recordForms = map[string]func(value string) bool{
+	"path": isName, "linkpath": isName, "size": isSize, "uid": isID, "gid": isID, "mtime": isTime, "atime": isTime, "ctime": isTime,
+}
 
-	recordForms = map[string]*regexp.Regexp{
-		"path": nameForm, "linkpath": nameForm, "size": regexp.MustCompile(`^[0-9]{1,18}$`),
-		"uid": idForm, "gid": idForm, "mtime": timeForm, "atime": timeForm, "ctime": timeForm,
-	}
-)
+func isName(value string) bool { return value != "" && !strings.Contains(value, "\x00") }
+func isSize(value string) bool { return isNumber(value, 18) }
+func isID(value string) bool   { return isNumber(value, 9) }
+
+func isTime(value string) bool {
+	seconds, fraction, _ := strings.Cut(strings.TrimPrefix(value, "-"), ".")
+	return isNumber(seconds, 18) && strings.Trim(fraction, decimal) == ""
+}
+
+const decimal = "0123456789"
+
+// isNumber says whether a value is one to most decimal digits.
+func isNumber(value string, most int) bool {
+	return value != "" && len(value) <= most && strings.Trim(value, decimal) == ""
+}
 
 // number reads a number of a tar header that every reader reads in the same way: in
 // octal, after spaces and before a space or NUL, or in base 256; a field of NULs
