@@ -70,7 +70,7 @@ func (b *bench) run(dir, file string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
-	if err := b.sh("go build -o %s/irfs ./cmd/irfs", b.dir); err != nil {
+	if err := b.sh("CGO_ENABLED=0 go build -o %s/irfs ./cmd/irfs", b.dir); err != nil {
 		return err
 	}
 	if err := b.makeKeys(); err != nil {
