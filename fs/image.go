@@ -72,7 +72,8 @@ func (d *imageDir) find(snap *layout.Snapshot) (layout.Entry, error) {
 }
 
 func (d *imageDir) item(context.Context) (*Item, error) {
-	if _, err := d.open(); err != nil {
+	image, err := d.open()
+	if err != nil {
 		return nil, err
 	}
 	at, err := d.t.Registry.Dir(d.app)
@@ -80,11 +81,7 @@ func (d *imageDir) item(context.Context) (*Item, error) {
 		return nil, absent(err)
 	}
 	item := directory(d, at.Attr)
-	if app, err := d.t.Registry.App(d.app); err == nil {
-		if index, err := app.Stat("index.json"); err == nil {
-			item.Mtime = index.Mtime
-		}
-	}
+	item.Mtime = image.snap.Attr.Mtime
 	return item, nil
 }
 

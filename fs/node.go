@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"bytes"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -53,6 +54,13 @@ func (m *mounted) ino(path string, item *Item) uint64 {
 		}
 	}
 	return binary.LittleEndian.Uint64(h.Sum(nil)) | 1<<32 // never 0 or 1, the root's
+}
+
+// same says whether two files at one path have one inode number.
+func (i *Item) same(j *Item) bool {
+	return i.dir == nil && i.control == nil && i.live == nil && // one of those is another inode than a fileNode's
+		i.Mode == j.Mode && i.UID == j.UID && i.GID == j.GID && i.Mtime == j.Mtime && i.Size == j.Size &&
+		(i.blob == nil) == (j.blob == nil) && i.stamp == j.stamp && bytes.Equal(i.data, j.data)
 }
 
 func numbers(h hash.Hash, list ...int64) {
@@ -123,7 +131,7 @@ func (n *dirNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 		out.SetAttrTimeout(timeout)
 	}
 	id := gofs.StableAttr{Mode: out.Mode & syscall.S_IFMT, Ino: n.m.ino(at, item)}
-	return n.NewInode(ctx, n.node(at, name, item, id.Ino), id), 0
+	return n.NewInode(ctx, n.node(at, name, item), id), 0
 }
 
 // lookupErrno: a directory that is gone itself is stale, so that the kernel
@@ -160,9 +168,9 @@ func (m *mounted) errno(ctx context.Context, path string, err error) syscall.Err
 	return errno
 }
 
-func (n *dirNode) node(at, name string, item *Item, ino uint64) gofs.InodeEmbedder {
+func (n *dirNode) node(at, name string, item *Item) gofs.InodeEmbedder {
 	here := refusing{n.m, at}
-	base := shown{refusing: here, parent: n.dir, name: name, item: item, ino: ino}
+	base := shown{refusing: here, parent: n.dir, name: name, item: item}
 	switch {
 	case item.drop:
 		return &dropDir{refusing: here, parent: n.dir}
@@ -237,7 +245,6 @@ type shown struct {
 	parent dir
 	name   string
 	item   *Item
-	ino    uint64
 }
 
 func (s *shown) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {
@@ -277,7 +284,7 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uin
 	if err != nil && !errors.Is(err, errAbsent) {
 		return nil, 0, n.m.errno(ctx, n.path, err)
 	}
-	if err == nil && n.m.ino(n.path, now) == n.ino {
+	if err == nil && now.same(n.item) {
 		n.m.stale.done(pid)
 		return n.m.open(now, true)
 	}

@@ -90,18 +90,16 @@ const refName = v1.AnnotationRefName
 // tool is writing where it stands: it is read again, and then the last good state
 // of this very file serves, for two seconds at most.
 func (a *App) Snapshot() (*Snapshot, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.snap != nil && !a.seen.racy() && unmoved(a.parent, a.path+"/"+indexName, a.seen.Stamp) {
+		return a.snap, nil
+	}
 	dirfd, err := a.open()
 	if err != nil {
 		return nil, err
 	}
 	defer closeFD(dirfd)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.snap != nil && !a.seen.racy() {
-		if attr, err := statBeneath(dirfd, indexName); err == nil && attr.Stamp == a.seen.Stamp {
-			return a.snap, nil
-		}
-	}
 	for try := 0; ; try++ {
 		snap, _, err := a.load(dirfd)
 		if err != nil {

@@ -6,6 +6,9 @@ package layout
 //     symbolic link in it is followed (openat2(2)); what it names must be a
 //     regular file, or a directory where one is expected. O_NONBLOCK, so that
 //     a FIFO cannot make the open wait.
+//   - Only whether a file that was found so is still the one that it was is asked
+//     with its path as it is (unmoved): whatever came to stand on the way
+//     meanwhile, that answer is about this very file.
 //   - A call that takes names, and would follow links in them (mkdirat(2),
 //     renameat(2) …), is given the open directory and one name in it.
 //   - A file is never changed where it stands. It is written under no name or
@@ -208,6 +211,36 @@ func statBeneath(dirfd int, name string) (Attr, error) {
 	}
 	defer closeFD(fd)
 	return fstat(fd, name)
+}
+
+// unmoved says whether name is surely the file that was seen there, in the same state. It opens nothing, and takes
+// one call for each part of the path.
+func unmoved(dirfd int, name string, was Stamp) bool {
+	if dir := path.Dir(name); dir != "." && !allDirs(dirfd, dir) {
+		return false
+	}
+	attr, err := lstat(dirfd, name)
+	return err == nil && attr.Stamp == was
+}
+
+// allDirs says whether each part of a path is a directory.
+func allDirs(dirfd int, name string) bool {
+	for i := 0; i <= len(name); i++ {
+		if i < len(name) && name[i] != '/' {
+			continue
+		}
+		if attr, err := lstat(dirfd, name[:i]); err != nil || !attr.Mode.IsDir() {
+			return false
+		}
+	}
+	return true
+}
+
+// lstat follows symbolic links but for one at the end: it is for what unmoved is for.
+func lstat(dirfd int, name string) (Attr, error) {
+	var st unix.Stat_t
+	err := unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT)
+	return attrOf(&st), err
 }
 
 // isNamed says whether name still is the file or directory that is open as fd.

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -43,6 +44,7 @@ type Registry struct {
 	mu   sync.Mutex
 	apps map[string]*App
 	most int // apps, before forget looks which are gone
+	dirs map[string]seenDir
 
 	staging staging
 	windows atomic.Int32 // archives that are being unpacked and have one
@@ -58,7 +60,7 @@ func Open(dir string) (*Registry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("registry: %w", err)
 	}
-	return &Registry{path: dir, fd: fd, apps: map[string]*App{}}, nil
+	return &Registry{path: dir, fd: fd, apps: map[string]*App{}, dirs: map[string]seenDir{}}, nil
 }
 
 // Close closes the registry; its apps cannot be used any more.
@@ -92,6 +94,10 @@ func (r *Registry) Dir(name string) (Dir, error) {
 	if name != "." && !appName(name) {
 		return Dir{}, kindf(ErrNotFound, "%s: not a name that an app can have", name)
 	}
+	if d, ok := r.knownDir(name); ok {
+		return d, nil
+	}
+	at := time.Now().UnixNano()
 	fd, err := openDir(r.fd, name)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) {
 		return Dir{}, kindf(ErrNotFound, "%s: no such app", name)
@@ -108,7 +114,38 @@ func (r *Registry) Dir(name string) (Dir, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrCorrupt) {
 		return Dir{}, err
 	}
-	return Dir{permitted(fd, attr), name != "." && err == nil && mark.Mode.IsRegular()}, nil
+	attr = permitted(fd, attr)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.dirs) >= maxDirs {
+		clear(r.dirs)
+	}
+	r.dirs[name] = seenDir{attr, at}
+	return Dir{attr, name != "." && err == nil && mark.Mode.IsRegular()}, nil
+}
+
+// A seenDir is what a directory's status was, and when.
+type seenDir struct {
+	Attr
+	at int64 // nanoseconds since 1970
+}
+
+// maxDirs bounds what a Registry remembers of directories.
+const maxDirs = 1 << 14
+
+// knownDir is Dir for a directory whose status surely is what it was.
+func (r *Registry) knownDir(name string) (Dir, bool) {
+	r.mu.Lock()
+	seen, ok := r.dirs[name]
+	r.mu.Unlock()
+	if !ok || (sighting{seen.Stamp, seen.at}).racy() || !unmoved(r.fd, name, seen.Stamp) {
+		return Dir{}, false
+	}
+	if name == "." {
+		return Dir{seen.Attr, false}, true
+	}
+	mark, err := lstat(r.fd, name+"/oci-layout")
+	return Dir{seen.Attr, err == nil && mark.Mode.IsRegular()}, err == nil || err == unix.ENOENT
 }
 
 // Dirs lists the directories in the directory name ("." is the registry
@@ -267,6 +304,14 @@ func (r *Registry) forget() {
 
 // App gives the app of that name; ErrNotFound if there is none.
 func (r *Registry) App(name string) (*App, error) {
+	r.mu.Lock()
+	known := r.apps[name]
+	r.mu.Unlock()
+	if known != nil {
+		if mark, err := lstat(r.fd, name+"/oci-layout"); err == nil && mark.Mode.IsRegular() && allDirs(r.fd, name) {
+			return known, nil
+		}
+	}
 	d, err := r.Dir(name)
 	if err == nil && !d.App {
 		err = kindf(ErrNotFound, "%s: no such app (it has no file oci-layout)", name)
