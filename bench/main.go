@@ -1,13 +1,14 @@
 // Bench measures irfs beside what does the same job, or a part of it, in one run
 // on one machine, and prints a table of ratios.
 //
-//	go run ./bench [-quick] [-runs N] [-dir DIR] [-only WORD] [-o FILE]
+//	go run ./bench [-quick] [-runs N] [-dir DIR] [-only PART] [-o FILE]
 //
 // Each row runs its two commands in turn, A B A B …, and gives the median time of
 // each and the median of the ratios of each pair. What is read is in
 // memory, what is written is on the disk when the clock stops. With -quick the
-// data is small: that shows that it works, and the times mean nothing. With -o the table goes
-// to FILE too, and beside it a plot of what grows with a registry. It needs root,
+// data is small: that shows that it works, and the times mean nothing. A run of
+// everything also puts the table into docs/BENCHMARKS.md (or FILE), before what is written there
+// about it, and beside it a plot of what grows with a registry. It needs root,
 // /dev/fuse, bindfs, and GNU's coreutils and tar; its data lies in DIR, by default
 // where temporary files do.
 package main
@@ -54,10 +55,13 @@ func main() {
 	flag.IntVar(&b.runs, "runs", 5, "how often each pair is run")
 	flag.StringVar(&b.only, "only", "", "only the part of this name")
 	dir := flag.String("dir", os.TempDir(), "where the data lies")
-	file := flag.String("o", "", "also write the table to this file, and the plot beside it")
+	file := flag.String("o", "", "write the table to this file, and the plot beside it (default docs/BENCHMARKS.md, after a run of everything)")
 	flag.Parse()
 	if b.quick {
 		b.runs = 1
+	}
+	if *file == "" && !b.quick && b.only == "" {
+		*file = "docs/BENCHMARKS.md"
 	}
 	if err := b.run(*dir, *file); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -78,17 +82,25 @@ func (b *bench) run(dir, file string) (err error) {
 	}
 	for _, part := range []struct {
 		name string
+		rows int
 		do   func() error
 	}{
-		{"status", b.status}, {"sweeps", b.sweeps}, {"stampede", b.stampede}, {"blobs", b.blobs}, {"full", b.verifyFull},
-		{"command", b.command}, {"sign", b.signing}, {"mount", b.mounting}, {"large", b.oneLargeApp}, {"growth", b.growth},
-		{"import", b.importing}, {"drop", b.dropping}, {"small", b.manySmall}, {"memory", b.memory},
+		{"status", 2, b.status}, {"sweeps", 3, b.sweeps}, {"stampede", 1, b.stampede}, {"blobs", 4, b.blobs}, {"full", 1, b.verifyFull},
+		{"command", 1, b.command}, {"sign", 1, b.signing}, {"mount", 3, b.mounting}, {"large", 4, b.oneLargeApp}, {"growth", 1, b.growth},
+		{"import", 1, b.importing}, {"drop", 1, b.dropping}, {"small", 1, b.manySmall}, {"memory", b.sized(4, 2), b.memory},
 	} {
 		if b.only != "" && b.only != part.name {
 			continue
 		}
+		before := len(b.rows)
 		if err := part.do(); err != nil {
 			return fmt.Errorf("%s: %w", part.name, err)
+		}
+		if made := len(b.rows) - before; made != part.rows {
+			return fmt.Errorf("%s: %d rows, and not %d", part.name, made, part.rows)
+		}
+		if !b.quick {
+			fmt.Fprintln(os.Stderr, "done:", part.name)
 		}
 	}
 	if err := b.print(os.Stdout); err != nil || file == "" {
@@ -97,12 +109,16 @@ func (b *bench) run(dir, file string) (err error) {
 	return b.write(file)
 }
 
-// write writes the report, and the plot beside it.
+// write writes the report, and the plot beside it. The sections that the file has stay.
 func (b *bench) write(name string) error {
+	old, err := os.ReadFile(name)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	var text, svg bytes.Buffer
-	fmt.Fprintf(&text, "# Benchmarks\n\nMade by `go run ./bench -o %s`, each row %d times, on %s with %d cores.\n"+
-		"Every figure is a ratio, or a difference, to what is in the second column, run in turn with it. What they\n"+
-		"mean is said in `bench/main.go`; why a target is missed, in `docs/SPEED.md`.\n\n", name, b.runs, kernel(), runtime.NumCPU())
+	fmt.Fprintf(&text, "# Benchmarks\n\nMade by `go run ./bench`, each row %d times, on %s with %d cores (%s).\n"+
+		"Every figure is a ratio, or a difference, to what is in the second column, run in turn with it; times are there\n"+
+		"for their order of magnitude. How each row is made is said in `bench/`.\n\n", b.runs, kernel(), runtime.NumCPU(), runtime.Version())
 	if err := b.print(&text); err != nil {
 		return err
 	}
@@ -112,6 +128,9 @@ func (b *bench) write(name string) error {
 		if err := errors.Join(plot(&svg, b.series), os.WriteFile(picture, svg.Bytes(), 0o644)); err != nil {
 			return err
 		}
+	}
+	if _, sections, ok := bytes.Cut(old, []byte("\n## ")); ok {
+		fmt.Fprintf(&text, "\n## %s", sections)
 	}
 	return os.WriteFile(name, text.Bytes(), 0o644)
 }

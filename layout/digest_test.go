@@ -6,6 +6,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/opencontainers/go-digest"
 )
 
 func TestParseDigest(t *testing.T) {
@@ -79,4 +81,21 @@ func FuzzParseDigest(f *testing.F) {
 			t.Fatalf("ParseDigest(%q): %q, path %q, %v", s, d, path, d.Validate())
 		}
 	})
+}
+
+func BenchmarkParseDigest(b *testing.B) {
+	text := "sha256:" + hexA
+	for b.Loop() {
+		if _, err := ParseDigest(text); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkDigest(b *testing.B) {
+	blob := make([]byte, 1<<20)
+	b.SetBytes(int64(len(blob)))
+	for b.Loop() {
+		digest.SHA256.FromBytes(blob)
+	}
 }

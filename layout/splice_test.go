@@ -852,6 +852,16 @@ func FuzzMoveDescriptors(f *testing.F) {
 	})
 }
 
+func BenchmarkSetAnnotations(b *testing.B) {
+	doc := []byte(manifestOfLayers(50))
+	b.SetBytes(int64(len(doc)))
+	for b.Loop() {
+		if _, err := setAnnotations(doc, []Annotation{{"signature", hexA}, {"vendorpub", hexB}}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 func BenchmarkMoveDescriptors(b *testing.B) {
 	doc := largeIndex()
 	for _, n := range []int{1, 100000} {

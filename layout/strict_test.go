@@ -448,6 +448,26 @@ func FuzzParseConfig(f *testing.F) {
 	})
 }
 
+func BenchmarkParseManifest(b *testing.B) {
+	doc := []byte(manifestOfLayers(50))
+	b.SetBytes(int64(len(doc)))
+	for b.Loop() {
+		if _, err := ParseManifest(doc, v1.MediaTypeImageManifest); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// manifestOfLayers is a manifest with so many layers.
+func manifestOfLayers(n int) string {
+	layers := make([]string, n)
+	for i := range layers {
+		layers[i] = descriptorOf(v1.MediaTypeImageLayerGzip, fmt.Sprintf("%064x", i), "")
+	}
+	return fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":%s,"layers":[%s]}`,
+		v1.MediaTypeImageManifest, descriptorOf(v1.MediaTypeImageConfig, hexA, ""), strings.Join(layers, ","))
+}
+
 func BenchmarkParseIndex(b *testing.B) {
 	doc := largeIndex()
 	b.SetBytes(int64(len(doc)))

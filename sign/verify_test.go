@@ -621,3 +621,16 @@ func TestStatusesAreOrdered(t *testing.T) {
 		t.Errorf("%s", list)
 	}
 }
+
+// The whole chain of one image: manifest and config read and checked, and the vendor's signature. The certificate is known.
+func BenchmarkChain(b *testing.B) {
+	l := sample.New()
+	l.Tag("x", signed(b, l, l.Image(sample.Linux("amd64"), sample.Gzip("a", "b")), vendor, ca, nil))
+	app, _ := appOf(b, l)
+	trusted := trust(ca)
+	for b.Loop() {
+		if v := verify(b, sign.NewVerifier(trusted), app, "x", false); v.Status != sign.Verified {
+			b.Fatal(v.Reason)
+		}
+	}
+}
