@@ -69,16 +69,11 @@ func (s *Snapshot) Equal(other *Snapshot) bool { return s.sum == other.sum }
 // content is what a Snapshot has of index.json's bytes, shared by all that
 // have the same ones.
 type content struct {
-	index *v1.Index
-	tags  map[string]int          // row in index, or twice
-	rows  map[digest.Digest][]int // rows in index
-	bad   map[digest.Digest]error // whose rows disagree
+	rows
 
 	mu      sync.Mutex
 	reached *reached // the last walk through the nested indexes
 }
-
-const twice = -1 // a tag that is given twice
 
 // refName is the annotation that holds a tag, OCI image-spec v1.1, annotations.md.
 const refName = v1.AnnotationRefName
@@ -148,7 +143,7 @@ func (a *App) load(dirfd int) (*Snapshot, []byte, error) {
 			attr = dir
 		}
 		a.snap = nil
-		return &Snapshot{Attr: attr, Err: err, app: a, content: newContent(&v1.Index{})}, nil, nil
+		return &Snapshot{Attr: attr, Err: err, app: a, content: &content{}}, nil, nil
 	}
 	sum := sha256.Sum256(data)
 	if a.snap != nil && a.snap.sum == sum {
@@ -157,12 +152,11 @@ func (a *App) load(dirfd int) (*Snapshot, []byte, error) {
 		a.snap, a.seen = &again, seen
 		return a.snap, data, nil
 	}
-	index, err := ParseIndex(data, "")
+	list, err := parseRows(data)
 	if err != nil {
 		err = fmt.Errorf("%s: %w", indexName, err)
-		index = &v1.Index{}
 	}
-	a.snap, a.seen = &Snapshot{Attr: attr, Err: err, app: a, sum: sum, content: newContent(index)}, seen
+	a.snap, a.seen = &Snapshot{Attr: attr, Err: err, app: a, sum: sum, content: &content{rows: list}}, seen
 	return a.snap, data, nil
 }
 
@@ -177,25 +171,6 @@ func (a *App) readIndexFile() ([]byte, error) {
 	return data, err
 }
 
-func newContent(index *v1.Index) *content {
-	c := &content{index: index, tags: map[string]int{}, rows: map[digest.Digest][]int{}, bad: map[digest.Digest]error{}}
-	for i, d := range index.Manifests {
-		c.rows[d.Digest] = append(c.rows[d.Digest], i)
-		if err := disagreement(index.Manifests[c.rows[d.Digest][0]], d); err != nil {
-			c.bad[d.Digest] = err
-		}
-		tag := d.Annotations[refName]
-		if tag == "" {
-			continue
-		}
-		if _, ok := c.tags[tag]; ok {
-			i = twice
-		}
-		c.tags[tag] = i
-	}
-	return c
-}
-
 // An Entry is an image or index that index.json reaches. Where Err is set
 // (ErrCorrupt) the descriptor cannot be relied on.
 type Entry struct {
@@ -205,19 +180,18 @@ type Entry struct {
 
 // Tags lists the app's tags, sorted.
 func (s *Snapshot) Tags() []string {
-	tags := make([]string, 0, len(s.tags))
-	for tag := range s.tags {
-		tags = append(tags, tag)
+	tags := make([]string, len(s.byTag))
+	for n, i := range s.byTag {
+		tags[n] = s.list[i].tag
 	}
-	slices.Sort(tags)
-	return tags
+	return slices.Compact(tags)
 }
 
 // TagsOf lists the tags that name the digest, sorted.
 func (s *Snapshot) TagsOf(d digest.Digest) []string {
 	tags := []string{}
-	for _, row := range s.rows[d] {
-		if tag := s.index.Manifests[row].Annotations[refName]; tag != "" {
+	for _, i := range s.of(d) {
+		if tag := s.list[i].tag; tag != "" {
 			tags = append(tags, tag)
 		}
 	}
@@ -230,24 +204,29 @@ func (s *Snapshot) Tag(tag string) (Entry, error) {
 	if s.Err != nil {
 		return Entry{}, s.Err
 	}
-	row, ok := s.tags[tag]
-	switch {
-	case !ok:
+	switch list := s.tagged(tag); len(list) {
+	case 0:
 		return Entry{}, kindf(ErrNotFound, "%s: no tag %q", s.app.Name, tag)
-	case row == twice:
-		return Entry{Err: corruptf("%s: the tag %q is given twice", indexName, tag)}, nil
+	case 1:
+		return s.row(int(list[0])), nil
 	}
-	return s.entry(s.index.Manifests[row]), nil
+	return Entry{Err: corruptf("%s: the tag %q is given twice", indexName, tag)}, nil
 }
 
 // entry is the Entry of a descriptor, after a look at those in index.json that
 // have its digest.
 func (s *Snapshot) entry(d v1.Descriptor) Entry {
 	err := s.bad[d.Digest]
-	if rows := s.rows[d.Digest]; err == nil && len(rows) > 0 {
-		err = disagreement(d, s.index.Manifests[rows[0]])
+	if rows := s.of(d.Digest); err == nil && len(rows) > 0 {
+		err = disagreement(d, s.descriptor(int(rows[0])))
 	}
 	return Entry{d, err}
+}
+
+// row is the Entry of what index.json itself lists.
+func (s *Snapshot) row(i int) Entry {
+	d := s.descriptor(i)
+	return Entry{d, s.bad[d.Digest]}
 }
 
 // disagreement is nil if two descriptors of one digest say the same of it.
@@ -264,8 +243,8 @@ func (s *Snapshot) Digest(d digest.Digest) (Entry, error) {
 	if s.Err != nil {
 		return Entry{}, s.Err
 	}
-	if rows := s.rows[d]; len(rows) > 0 {
-		return s.entry(s.index.Manifests[rows[0]]), nil
+	if rows := s.of(d); len(rows) > 0 {
+		return s.row(int(rows[0])), nil
 	}
 	e, ok, err := s.nested(d)
 	if err == nil && !ok {
@@ -276,9 +255,9 @@ func (s *Snapshot) Digest(d digest.Digest) (Entry, error) {
 
 // Top lists what index.json itself lists, in its order.
 func (s *Snapshot) Top() []Entry {
-	list := make([]Entry, len(s.index.Manifests))
-	for i, d := range s.index.Manifests {
-		list[i] = s.entry(d)
+	list := make([]Entry, len(s.list))
+	for i := range list {
+		list[i] = s.row(i)
 	}
 	return list
 }
@@ -289,7 +268,7 @@ func (s *Snapshot) Resolve(ref string) (Entry, error) {
 	if err == nil {
 		return s.Digest(d)
 	}
-	if _, tag := s.tags[ref]; !tag && (strings.HasPrefix(ref, "sha256:") || strings.HasPrefix(ref, "sha512:")) {
+	if len(s.tagged(ref)) == 0 && (strings.HasPrefix(ref, "sha256:") || strings.HasPrefix(ref, "sha512:")) {
 		return Entry{}, err
 	}
 	return s.Tag(ref)

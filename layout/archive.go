@@ -359,18 +359,22 @@ func (u *unpacking) index() ([]byte, error) {
 
 // snapshot reads an index.json that the staged app does not have yet.
 func (u *unpacking) snapshot(text []byte) (*Snapshot, error) {
-	index, err := ParseIndex(text, "")
+	list, err := parseRows(text)
 	if err != nil {
 		return nil, fmt.Errorf("archive: %s: %w", indexName, err)
 	}
-	if len(index.Manifests) == 0 {
+	if len(list.list) == 0 {
 		return nil, corruptf("archive: its index.json lists no image")
 	}
-	return &Snapshot{app: u.App, content: newContent(index)}, u.budget(index.Manifests, int64(len(text)))
+	var indexes []v1.Descriptor
+	for _, i := range list.indexes {
+		indexes = append(indexes, list.descriptor(int(i)))
+	}
+	return &Snapshot{app: u.App, content: &content{rows: list}}, u.budget(indexes, int64(len(text)))
 }
 
 // budget refuses an archive whose indexes, which are read whole and several times,
-// are too much for memory. The descriptors are those of index.json, which has so
+// are too much for memory. The descriptors are those of indexes in index.json, which has so
 // many bytes.
 func (u *unpacking) budget(list []v1.Descriptor, sum int64) error {
 	seen := map[digest.Digest]bool{}
@@ -403,7 +407,7 @@ func (u *unpacking) budget(list []v1.Descriptor, sum int64) error {
 // size, with a config that fits. The digests of all blobs were checked as they
 // came in.
 func (u *unpacking) reach(snap *Snapshot) (map[digest.Digest]bool, error) {
-	for _, d := range snap.index.Manifests {
+	for _, d := range snap.descriptors() {
 		if _, ok := u.blobs[d.Digest]; !ok {
 			return nil, missing(d)
 		}

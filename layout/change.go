@@ -284,9 +284,9 @@ func (w *rewriting) put(d v1.Descriptor, was, is []byte, limit int) error {
 }
 
 // annotate puts the edits, which have to be of manifests that r reaches.
-func (w *rewriting) annotate(r *reached, edits []Edit) error {
+func (w *rewriting) annotate(s *Snapshot, r *reached, edits []Edit) error {
 	for _, e := range edits {
-		n := r.nodes[e.Manifest.Digest]
+		n := s.node(r, e.Manifest.Digest)
 		if n == nil {
 			return kindf(ErrNotFound, "%s: index.json does not reach it", e.Manifest.Digest)
 		}
@@ -336,7 +336,7 @@ func (s *Snapshot) rewrite(raw []byte, edits []Edit) ([]newBlob, []byte, map[dig
 	}
 	defer closeFD(dirfd)
 	w := &rewriting{moves: map[digest.Digest]move{}, was: map[digest.Digest][]byte{}}
-	if err := w.annotate(r, edits); err != nil {
+	if err := w.annotate(s, r, edits); err != nil {
 		return nil, nil, nil, err
 	}
 	var touched []digest.Digest
@@ -351,7 +351,7 @@ func (s *Snapshot) rewrite(raw []byte, edits []Edit) ([]newBlob, []byte, map[dig
 	if err := s.inlined(r, w.was); err != nil {
 		return nil, nil, nil, err
 	}
-	index, err := moveDescriptors(raw, w.moves)
+	index, err := s.moveRows(raw, w.moves)
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("%s: %w", indexName, err)
 	}
@@ -377,13 +377,18 @@ func (s *Snapshot) inlined(r *reached, blobs map[digest.Digest][]byte) error {
 		return nil
 	}
 	for d := range blobs {
-		for _, parent := range r.nodes[d].parents {
+		for _, i := range s.of(d) {
+			if err := check([]v1.Descriptor{s.descriptor(int(i))}); err != nil {
+				return err
+			}
+		}
+		for _, parent := range s.node(r, d).parents {
 			if err := check(r.indexes[parent].index.Manifests); err != nil {
 				return err
 			}
 		}
 	}
-	return check(s.index.Manifests)
+	return nil
 }
 
 // upward lists the indexes above the given digests so that each comes after
@@ -548,7 +553,8 @@ const maxReferrers = 1000
 // with a subject (OCI image-spec v1.1, manifest.md).
 func (s *Snapshot) leftBehind(moved map[digest.Digest]digest.Digest) []string {
 	var left []string
-	for tag := range s.tags {
+	for _, i := range s.byTag {
+		tag := s.list[i].tag
 		algorithm, rest, _ := strings.Cut(tag, "-")
 		hex, _, _ := strings.Cut(rest, ".")
 		if old := digest.Digest(algorithm + ":" + hex); moved[old] != "" {

@@ -7,10 +7,10 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// reached is the outcome of one walk from index.json through every nested
-// index. Each digest is in it once.
+// reached is the outcome of one walk through nested indexes. Of all that
+// index.json lists itself, a walk from there has only the indexes, and what a nested one lists too.
 type reached struct {
-	order   []digest.Digest
+	order   []digest.Digest // each once, but for what index.json lists itself
 	nodes   map[digest.Digest]*node
 	indexes map[digest.Digest]*readIndex // nil for one that could not be read
 }
@@ -20,9 +20,9 @@ type node struct {
 	parents []digest.Digest // the nested indexes that list it
 }
 
-// walk visits what the given descriptors lead to, breadth first, so that a
+// walk visits what a descriptor leads to, or index.json with nil, breadth first, so that a
 // digest that is reached in several ways is visited at its least depth, once.
-func (s *Snapshot) walk(from []v1.Descriptor) (*reached, error) {
+func (s *Snapshot) walk(from *v1.Descriptor) (*reached, error) {
 	dirfd, err := s.app.open()
 	if err != nil {
 		return nil, err
@@ -31,8 +31,14 @@ func (s *Snapshot) walk(from []v1.Descriptor) (*reached, error) {
 	r := &reached{nodes: map[digest.Digest]*node{}, indexes: map[digest.Digest]*readIndex{}}
 	var level []v1.Descriptor
 	visit := func(d v1.Descriptor, parent digest.Digest) {
-		n, seen := r.nodes[d.Digest]
-		if !seen {
+		n := r.nodes[d.Digest]
+		if n == nil && from == nil {
+			n = s.node(r, d.Digest) // a row
+			if n != nil {
+				r.nodes[d.Digest] = n
+			}
+		}
+		if n == nil {
 			n = &node{Entry: s.entry(d)}
 			r.nodes[d.Digest] = n
 			r.order = append(r.order, d.Digest)
@@ -47,8 +53,14 @@ func (s *Snapshot) walk(from []v1.Descriptor) (*reached, error) {
 			n.parents = append(n.parents, parent)
 		}
 	}
-	for _, d := range from {
-		visit(d, "")
+	if from != nil {
+		visit(*from, "")
+	} else {
+		for _, i := range s.indexes {
+			d := s.descriptor(int(i))
+			visit(d, "")
+			level = append(level, d)
+		}
 	}
 	for depth := 1; len(level) > 0; depth++ {
 		this := level
@@ -120,7 +132,7 @@ func (s *Snapshot) all() (*reached, error) {
 			return r, err
 		}
 	}
-	r, err := s.walk(s.index.Manifests)
+	r, err := s.walk(nil)
 	if err == nil {
 		s.reached = r
 	}
@@ -183,6 +195,17 @@ func (s *Snapshot) nested(d digest.Digest) (Entry, bool, error) {
 	return Entry{}, false, nil
 }
 
+// node is what a walk from index.json knows of a digest; nil if it does not lead there.
+func (s *Snapshot) node(r *reached, d digest.Digest) *node {
+	if n := r.nodes[d]; n != nil {
+		return n
+	}
+	if rows := s.of(d); len(rows) > 0 {
+		return &node{Entry: s.row(int(rows[0]))}
+	}
+	return nil
+}
+
 // above lists every index on any way from index.json to d.
 func (r *reached) above(ds ...digest.Digest) []digest.Digest {
 	var list []digest.Digest
@@ -190,6 +213,9 @@ func (r *reached) above(ds ...digest.Digest) []digest.Digest {
 	for len(ds) > 0 {
 		n := r.nodes[ds[0]]
 		ds = ds[1:]
+		if n == nil { // a row, which no index lists
+			continue
+		}
 		for _, p := range n.parents {
 			if !seen[p] {
 				seen[p] = true
@@ -211,9 +237,16 @@ func (s *Snapshot) Entries() ([]Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	list := make([]Entry, len(r.order))
-	for i, d := range r.order {
-		list[i] = r.nodes[d].Entry
+	list := make([]Entry, 0, len(s.list)+len(r.order))
+	for i, row := range s.list {
+		if n := r.nodes[row.digest]; n != nil && !row.again {
+			list = append(list, n.Entry)
+		} else if !row.again {
+			list = append(list, s.row(i))
+		}
+	}
+	for _, d := range r.order {
+		list = append(list, r.nodes[d].Entry)
 	}
 	return list, nil
 }
@@ -226,7 +259,7 @@ func (s *Snapshot) Images(e Entry) ([]Entry, error) {
 	if !IsIndex(e.MediaType) || e.Err != nil {
 		return []Entry{e}, nil
 	}
-	r, err := s.walk([]v1.Descriptor{e.Descriptor})
+	r, err := s.walk(&e.Descriptor)
 	if err != nil {
 		return nil, err
 	}

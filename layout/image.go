@@ -300,9 +300,13 @@ type seenFile struct {
 }
 
 func (s *Seen) add(name, sum digest.Digest, at sighting) {
-	if s != nil {
-		s.files = append(s.files, seenFile{at, name, sum})
+	if s == nil {
+		return
 	}
+	if sum == name {
+		sum = name // in the same memory
+	}
+	s.files = append(s.files, seenFile{at, name, sum})
 }
 
 // Mtime is the newest modification time of the blobs, in nanoseconds since 1970.

@@ -108,14 +108,18 @@ type normalising struct {
 // normalise gives the index.json for what snap was read from, and adds the
 // documents that it needs besides.
 func (u *unpacking) normalise(snap *Snapshot, index []byte) ([]byte, error) {
-	r, err := snap.all()
+	entries, err := snap.Entries()
 	if err != nil {
 		return nil, err
 	}
-	for _, d := range r.order {
-		if err := r.nodes[d].Err; err != nil {
-			return nil, err
+	for _, e := range entries {
+		if e.Err != nil {
+			return nil, e.Err
 		}
+	}
+	r, err := snap.all()
+	if err != nil {
+		return nil, err
 	}
 	n := &normalising{
 		unpacking: u, archived: maps.Clone(u.blobs), snap: snap, reached: r, fates: map[digest.Digest]fate{},
@@ -134,17 +138,17 @@ func (u *unpacking) normalise(snap *Snapshot, index []byte) ([]byte, error) {
 	return setString(index, "mediaType", v1.MediaTypeImageIndex)
 }
 
-// A row says what becomes of a descriptor in index.json.
-type row struct {
+// A newRow says what becomes of a descriptor in index.json.
+type newRow struct {
 	dropped       bool
 	was, is       v1.Descriptor // is: what it shall name; not its digest if that has moved
 	tag, fullName string
 }
 
-func (n *normalising) rows() ([]row, error) {
-	list := make([]row, len(n.snap.index.Manifests))
+func (n *normalising) rows() ([]newRow, error) {
+	list := make([]newRow, len(n.snap.list))
 	left, tagged := 0, 0
-	for i, d := range n.snap.index.Manifests {
+	for i, d := range n.snap.descriptors() {
 		if !n.in.KeepAll && !IsIndex(d.MediaType) && !IsManifest(d.MediaType) {
 			return nil, corruptf("%s: of media type %.100q, which is neither that of an image nor of an index", d.Digest, d.MediaType)
 		}
@@ -155,7 +159,7 @@ func (n *normalising) rows() ([]row, error) {
 		if f.gone != "" {
 			return nil, fmt.Errorf("%s: %w", f.gone, missing(d))
 		}
-		list[i] = row{was: d, is: d}
+		list[i] = newRow{was: d, is: d}
 		attests, err := n.attests(d)
 		if err != nil {
 			return nil, err
@@ -181,9 +185,9 @@ func (n *normalising) rows() ([]row, error) {
 }
 
 // tag finds the tag of each row. Where none has one, an image is the latest.
-func (n *normalising) tag(list []row, tagged bool) error {
+func (n *normalising) tag(list []newRow, tagged bool) error {
 	type user struct {
-		row  *row
+		row  *newRow
 		name string
 	}
 	users := map[string]user{}
@@ -224,7 +228,7 @@ func (n *normalising) tag(list []row, tagged bool) error {
 }
 
 // row is the text of a descriptor in index.json.
-func (n *normalising) row(text []byte, r row) ([]byte, error) {
+func (n *normalising) row(text []byte, r newRow) ([]byte, error) {
 	if r.dropped {
 		return nil, nil
 	}

@@ -48,9 +48,9 @@ func (s *Staged) Publish(ctx context.Context, name string, onExist OnExist) ([]I
 	if snap.Err != nil {
 		return nil, snap.Err
 	}
-	list := make([]Imported, 0, len(snap.index.Manifests))
-	for _, d := range snap.index.Manifests {
-		list = append(list, Imported{name, d.Annotations[refName], d.Digest})
+	list := make([]Imported, 0, len(snap.list))
+	for _, row := range snap.list {
+		list = append(list, Imported{name, row.tag, row.digest})
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -239,7 +239,7 @@ func (s *Staged) merge(ctx context.Context, app *App, staged *Snapshot, mayMove 
 // moves. Refused are a tag that would move and may not, and a descriptor, at any
 // depth, that says something else of a digest than the app's.
 func (s *Staged) toAdd(snap, staged *Snapshot, mayMove bool) (add [][]byte, moved map[int][]byte, err error) {
-	theirs, err := staged.all()
+	theirs, err := staged.Entries()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -247,9 +247,9 @@ func (s *Staged) toAdd(snap, staged *Snapshot, mayMove bool) (add [][]byte, move
 	if err != nil {
 		return nil, nil, err
 	}
-	for d, n := range theirs.nodes {
-		if have := ours.nodes[d]; have != nil {
-			if err := disagreement(have.Descriptor, n.Descriptor); err != nil {
+	for _, e := range theirs {
+		if have := snap.node(ours, e.Digest); have != nil {
+			if err := disagreement(have.Descriptor, e.Descriptor); err != nil {
 				return nil, nil, fmt.Errorf("%s: the archive does not fit: %w", snap.app.Name, err)
 			}
 		}
@@ -263,21 +263,20 @@ func (s *Staged) toAdd(snap, staged *Snapshot, mayMove bool) (add [][]byte, move
 		return nil, nil, err
 	}
 	moved = map[int][]byte{}
-	for i, d := range staged.index.Manifests {
-		tag := d.Annotations[refName]
-		if row, ok := snap.tags[tag]; tag != "" && ok {
+	for i, row := range staged.list {
+		if there := snap.tagged(row.tag); len(there) > 0 {
 			switch {
-			case row == twice:
-				return nil, nil, kindf(ErrExist, "%s: the tag %q is given twice there", snap.app.Name, tag)
-			case snap.index.Manifests[row].Digest == d.Digest:
+			case len(there) > 1:
+				return nil, nil, kindf(ErrExist, "%s: the tag %q is given twice there", snap.app.Name, row.tag)
+			case snap.list[there[0]].digest == row.digest:
 			case !mayMove:
-				return nil, nil, kindf(ErrExist, "%s: the tag %q is there already, and names another image", snap.app.Name, tag)
+				return nil, nil, kindf(ErrExist, "%s: the tag %q is there already, and names another image", snap.app.Name, row.tag)
 			default:
-				moved[row] = texts[i]
+				moved[int(there[0])] = texts[i]
 			}
 			continue
 		}
-		if tag == "" && len(snap.rows[d.Digest]) > 0 {
+		if row.tag == "" && len(snap.of(row.digest)) > 0 {
 			continue
 		}
 		add = append(add, texts[i])
@@ -374,7 +373,7 @@ func (s *Staged) Keep(ctx context.Context, keep []digest.Digest, tag string) err
 			return err
 		}
 		index, err := editDescriptors(raw, func(i int, text []byte) ([]byte, error) {
-			row := snap.index.Manifests[i]
+			row := snap.descriptor(i)
 			if wanted[row.Digest] && (tag == "" || row.Annotations[refName] == tag) {
 				return text, nil
 			}
@@ -416,7 +415,7 @@ func heirs(snap *Snapshot, keep []digest.Digest) (map[digest.Digest]v1.Descripto
 	heir := map[digest.Digest]v1.Descriptor{}
 	for _, d := range keep {
 		n := r.nodes[d]
-		if n == nil || len(snap.rows[d]) > 0 {
+		if n == nil || len(snap.of(d)) > 0 {
 			continue
 		}
 		for _, index := range r.above(d) {

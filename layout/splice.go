@@ -120,6 +120,26 @@ func moveDescriptors(doc []byte, moves map[digest.Digest]move) ([]byte, error) {
 	return splice(doc, edits), nil
 }
 
+// moveRows is moveDescriptors of the index.json whose rows these are. It reads only the rows that change.
+func (r *rows) moveRows(doc []byte, moves map[digest.Digest]move) ([]byte, error) {
+	var edits []edit
+	for i, row := range r.list {
+		_, moved := moves[row.digest]
+		if !moved && row.rest != nil {
+			_, moved = moves[digest.Digest(row.rest.Annotations[referenceDigest])]
+		}
+		if !moved {
+			continue
+		}
+		var err error
+		at := span{int(row.at.start), int(row.at.end)}
+		if edits, err = scan(doc, at).moveDescriptor(edits, moves); err != nil {
+			return nil, fmt.Errorf("manifests: element %d: %w", i, err)
+		}
+	}
+	return splice(doc, edits), nil
+}
+
 // moveDescriptor reads one descriptor, and appends what has to change in it to edits.
 func (s scanner) moveDescriptor(edits []edit, moves map[digest.Digest]move) ([]edit, error) {
 	var size, data, own span

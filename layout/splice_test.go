@@ -819,6 +819,13 @@ func FuzzMoveDescriptors(f *testing.F) {
 		if want := moved(t, doc, moves); !bytes.Equal(got, want) {
 			t.Fatalf("from %q\ngot  %q\nwant %q", doc, got, want)
 		}
+		list, err := parseRows(doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rowByRow, err := list.moveRows(doc, moves); err != nil || !bytes.Equal(rowByRow, got) {
+			t.Fatalf("row by row: %v\nfrom %q\ngot  %q\nwant %q", err, doc, rowByRow, got)
+		}
 		if before, after := listOf(t, doc), listOf(t, appended); !bytes.HasPrefix(appended, doc[:before.start]) || !bytes.HasSuffix(appended, doc[before.end:]) {
 			t.Fatalf("append: from %q\ngot %q", doc, appended)
 		} else if n := len(old.Manifests); n > 0 && !bytes.HasPrefix(after.of(appended), doc[before.start:spots(t, doc, before)[n-1].end]) {

@@ -95,6 +95,26 @@ func limitf(format string, args ...any) error {
 // Names are compared exactly, as the specification has them: a member DIGEST is an unknown one. Unknown members are well-formed, and
 // otherwise ignored. Whether the inline data of a descriptor fits its digest and size is not looked at here.
 func ParseIndex(doc []byte, mediaType string) (*v1.Index, error) {
+	var list []v1.Descriptor
+	index, err := parseIndex(doc, mediaType, func(d v1.Descriptor, _ span) { list = append(list, d) })
+	if err != nil {
+		return nil, err
+	}
+	index.Manifests = list
+	return index, nil
+}
+
+// parseRows is [ParseIndex] of an index.json, of which nothing but its descriptors is wanted.
+func parseRows(doc []byte) (rows, error) {
+	b := newRowsOf()
+	if _, err := parseIndex(doc, "", b.add); err != nil {
+		return rows{}, err
+	}
+	return b.done(), nil
+}
+
+// parseIndex is [ParseIndex], and gives each descriptor, with where it is, to row instead of keeping it.
+func parseIndex(doc []byte, mediaType string, row func(d v1.Descriptor, at span)) (*v1.Index, error) {
 	index := new(v1.Index)
 	found := false
 	err := parse(doc, MaxIndex, func(r reader, name string) (err error) {
@@ -107,7 +127,7 @@ func ParseIndex(doc []byte, mediaType string) (*v1.Index, error) {
 			index.ArtifactType, err = r.string()
 		case "manifests":
 			found = true
-			index.Manifests, err = r.descriptors()
+			err = r.eachDescriptor(doc, row)
 		case "subject":
 			index.Subject, err = r.optionalDescriptor()
 		case "annotations":
@@ -408,6 +428,17 @@ func (r reader) descriptors() (list []v1.Descriptor, err error) {
 		return err
 	})
 	return list, err
+}
+
+// eachDescriptor reads an array of them, and tells of each where in doc it is.
+func (r reader) eachDescriptor(doc []byte, do func(d v1.Descriptor, at span)) error {
+	return r.elements(func() error {
+		start := int(r.dec.InputOffset())
+		d, err := r.descriptor()
+		end := int(r.dec.InputOffset())
+		do(d, span{end - len(bytes.TrimLeft(doc[start:end], whiteSpace+",")), end})
+		return err
+	})
 }
 
 func (r reader) optionalDescriptor() (*v1.Descriptor, error) {

@@ -10,7 +10,7 @@ import (
 // Text gives the verdict's lines as text, the last one saying whether
 // the layers were checked.
 func (v *Verdict) Text() string {
-	text := strings.Join(v.Checks, "\n") + "\n"
+	text := strings.Join(v.Checks(), "\n") + "\n"
 	if v.Layers == LayersUnchecked && (v.Kind == layout.KindImage || v.Kind == layout.KindIndex || v.Kind == "") {
 		text += "layers: not checked (read verify-full)\n"
 	}

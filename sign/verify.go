@@ -5,12 +5,14 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 	"unicode"
+	"unique"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -25,11 +27,10 @@ const (
 	LayersCorrupt   = "corrupt"
 )
 
-// A Verdict is what was found of an image or index.
+// A Verdict is what was found of an image or index. There may be very many: it is kept small.
 type Verdict struct {
 	Status Status
 	Reason string      // the check that decided and what it found, one of Checks
-	Checks []string    // a line for each check that was made, in order
 	Kind   layout.Kind // "" when the manifest cannot be read
 	Layers string
 	// Missing: the manifest itself is not in the layout, as a sparse index allows.
@@ -38,9 +39,55 @@ type Verdict struct {
 	Platform   v1.Platform
 	Mtime      int64 // the newest modification time of what was read, nanoseconds since 1970
 
-	of    subject
+	of    uint64      // the subject
 	seen  layout.Seen // tells when the verdict does not hold any more
 	fault error       // what makes the image corrupt
+
+	passed           passed // of an image
+	manifest, config blob
+	layers           int
+	lines            []string // of an index; of an image, what was decided before its layers were read
+}
+
+// passed says which checks of an image found what they should.
+type passed uint8
+
+const (
+	passedManifest passed = 1 << iota
+	passedConfig
+	passedRootFS
+	passedAnnotations
+	passedSignature
+)
+
+// A blob is one that was read.
+type blob struct {
+	digest digest.Digest
+	size   int64
+}
+
+// Checks gives a line for each check that was made, in order.
+func (v *Verdict) Checks() []string {
+	var list []string
+	add := func(check passed, format string, args ...any) {
+		if v.passed&check != 0 {
+			list = append(list, oneLine(fmt.Sprintf(format, args...)))
+		}
+	}
+	add(passedManifest, "manifest: %s, %d bytes, as its descriptor says", v.manifest.digest, v.manifest.size)
+	add(passedConfig, "config: %s, %d bytes, as the manifest says", v.config.digest, v.config.size)
+	add(passedRootFS, "rootfs: %d layers, as many as the config's diff_ids", v.layers)
+	add(passedAnnotations, "annotations: all three are there")
+	add(passedSignature, "signature: of the config, by vendor %s", v.Vendor)
+	list = append(list, v.lines...)
+	if v.Kind == layout.KindIndex && v.lines != nil {
+		return list
+	}
+	list = append(list, v.Reason)
+	if v.Layers == LayersVerified {
+		list = append(list, fmt.Sprintf("layers: all %d have their digest, and unpack to the config's diff_id", v.layers))
+	}
+	return list
 }
 
 // counts says whether an image's word counts in that of its index.
@@ -48,14 +95,21 @@ func (v *Verdict) counts() bool {
 	return !v.Missing && v.Kind != layout.KindAttestation
 }
 
+// found adds a line to the verdict on an index.
 func (v *Verdict) found(format string, args ...any) {
-	v.Checks = append(v.Checks, oneLine(fmt.Sprintf(format, args...)))
+	v.lines = append(v.lines, oneLine(fmt.Sprintf(format, args...)))
 }
 
 // decide ends a verdict: the check that decided, and its outcome.
 func (v *Verdict) decide(s Status, check string, reason string) {
 	v.Status, v.Reason = s, oneLine(check+": "+reason)
-	v.found("%s", v.Reason)
+}
+
+// share makes what is the same in many verdicts take memory once.
+func (v *Verdict) share() {
+	for _, s := range []*string{&v.Reason, &v.Vendor, &v.CA, &v.Platform.OS, &v.Platform.Architecture, &v.Platform.Variant, &v.Platform.OSVersion} {
+		*s = unique.Make(*s).Value()
+	}
 }
 
 // oneLine keeps what an image says of itself from looking like more lines.
@@ -219,7 +273,8 @@ type subject struct {
 	data                      [sha256.Size]byte
 }
 
-func about(d v1.Descriptor) subject {
+// about gives what stands for a descriptor's subject. Nobody knows the seed, so nobody can make two that are the same.
+func about(d v1.Descriptor) uint64 {
 	s := subject{size: d.Size, mediaType: d.MediaType}
 	s.reference, s.isReference = d.Annotations["vnd.docker.reference.type"]
 	if p := d.Platform; p != nil {
@@ -228,8 +283,10 @@ func about(d v1.Descriptor) subject {
 	if d.Data != nil {
 		s.inlined, s.data = true, sha256.Sum256(d.Data)
 	}
-	return s
+	return maphash.Comparable(seed, s)
 }
+
+var seed = maphash.MakeSeed()
 
 func (v *Verifier) image(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry, full bool) (*Verdict, error) {
 	do := func(ctx context.Context) (*Verdict, error) {
@@ -241,6 +298,7 @@ func (v *Verifier) image(ctx context.Context, app *layout.App, snap *layout.Snap
 			return nil, err
 		}
 		verdict.Mtime = verdict.seen.Mtime()
+		verdict.share()
 		return verdict, nil
 	}
 	if e.Err != nil {
@@ -349,7 +407,7 @@ func (t *Trust) check(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.
 		return nil, nil, nil, err
 	}
 	v.Kind = m.Kind
-	v.found("manifest: %s, %d bytes, as its descriptor says", m.Digest, m.Size)
+	v.passed, v.manifest = passedManifest, blob{m.Digest, m.Size}
 	switch m.Kind {
 	case layout.KindAttestation:
 		v.decide(Unsigned, "kind", "an attestation, not an image")
@@ -367,7 +425,7 @@ func (t *Trust) check(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.
 		if e.Platform == nil {
 			v.Platform = c.Doc.Platform
 		}
-		v.found("config: %s, %d bytes, as the manifest says", m.Doc.Config.Digest, m.Doc.Config.Size)
+		v.passed, v.config = v.passed|passedConfig, blob{m.Doc.Config.Digest, m.Doc.Config.Size}
 		err = layout.CheckRootFS(m, c)
 	}
 	if errors.Is(err, layout.ErrCorrupt) {
@@ -378,7 +436,7 @@ func (t *Trust) check(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	v.found("rootfs: %d layers, as many as the config's diff_ids", len(m.Doc.Layers))
+	v.passed, v.layers = v.passed|passedRootFS, len(m.Doc.Layers)
 	v.checkChain(t, m, c)
 	return v, m, c, nil
 }
@@ -398,7 +456,7 @@ func (v *Verdict) checkChain(t *Trust, m *layout.Manifest, c *layout.Config) {
 		v.decide(Invalid, "annotations", "incomplete, without "+chain.missing())
 		return
 	}
-	v.found("annotations: all three are there")
+	v.passed |= passedAnnotations
 	vendor, err := ParsePublicKey(chain.VendorPub)
 	if err == nil && string(vendor.DER()) != string(chain.VendorPub) {
 		err = errors.New("not in the form SPKI DER")
@@ -412,7 +470,7 @@ func (v *Verdict) checkChain(t *Trust, m *layout.Manifest, c *layout.Config) {
 		v.decide(Invalid, "signature", fmt.Sprintf("of the config, by vendor %s: %v", v.Vendor, err))
 		return
 	}
-	v.found("signature: of the config, by vendor %s", v.Vendor)
+	v.passed |= passedSignature
 	if len(t.cas) == 0 {
 		if _, err := parseSignature(chain.Certificate); err != nil {
 			v.decide(Invalid, "certificate", err.Error())
@@ -441,7 +499,7 @@ func (v *Verdict) checkLayers(ctx context.Context, snap *layout.Snapshot, m *lay
 	for i, layer := range m.Doc.Layers {
 		err := snap.CheckLayer(ctx, layer, c.Doc.RootFS.DiffIDs[i], &v.seen)
 		if errors.Is(err, layout.ErrCorrupt) {
-			v.Layers = LayersCorrupt
+			v.Layers, v.lines = LayersCorrupt, []string{v.Reason}
 			v.decide(Corrupt, fmt.Sprintf("layer %d of %d", i+1, len(m.Doc.Layers)), err.Error())
 			return nil
 		}
@@ -450,7 +508,6 @@ func (v *Verdict) checkLayers(ctx context.Context, snap *layout.Snapshot, m *lay
 		}
 	}
 	v.Layers = LayersVerified
-	v.found("layers: all %d have their digest, and unpack to the config's diff_id", len(m.Doc.Layers))
 	return nil
 }
 
@@ -469,6 +526,7 @@ func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snap
 	if errors.Is(err, layout.ErrCorrupt) {
 		verdict.Missing = errors.Is(err, layout.ErrMissing)
 		verdict.decide(Corrupt, "index", err.Error())
+		verdict.found("%s", verdict.Reason)
 		return verdict, nil
 	}
 	if err != nil {
@@ -501,6 +559,7 @@ func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snap
 	switch {
 	case worst == nil:
 		verdict.decide(Unsigned, "index", "it holds no image that counts")
+		verdict.found("%s", verdict.Reason)
 	case verdict.Layers != LayersCorrupt && !unchecked:
 		verdict.Layers = LayersVerified
 	}

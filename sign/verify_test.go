@@ -448,8 +448,8 @@ func TestVerifyBadIndex(t *testing.T) {
 	put(t, dir, index.Digest, text)
 	v := verify(t, sign.NewVerifier(trust(ca)), app, "x", true)
 	wantWord(t, v, sign.Corrupt, "the blob's bytes do not have this digest")
-	if len(v.Checks) != 1 {
-		t.Errorf("checks %q", v.Checks)
+	if len(v.Checks()) != 1 {
+		t.Errorf("checks %q", v.Checks())
 	}
 	must(t, os.Remove(filepath.Join(dir, sample.Path(index.Digest))))
 	v = verify(t, sign.NewVerifier(trust(ca)), app, "x", false)
