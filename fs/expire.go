@@ -2,7 +2,10 @@ package fs
 
 import (
 	"context"
+	"errors"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	gofs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/opencontainers/go-digest"
@@ -84,4 +87,45 @@ func expireFiles(dir *gofs.Inode) {
 			dir.NotifyEntry(name)
 		}
 	}
+}
+
+// A census finds the directories in the kernel's memory that are not there any more: it forgets what it has looked up
+// when memory is short, not before, and for each name there is a node here.
+type census struct {
+	made    atomic.Int64 // nodes, since the last one
+	left    atomic.Int64 // by the last one
+	running atomic.Bool
+	done    sync.WaitGroup
+}
+
+// fewNodes are not worth a census.
+const fewNodes = 4096
+
+// take counts a new node, and takes a census if there are twice as many nodes as the last one left.
+func (c *census) take(root *gofs.Inode) {
+	if c.made.Add(1) < max(fewNodes, c.left.Load()) || !c.running.CompareAndSwap(false, true) {
+		return
+	}
+	c.done.Go(func() {
+		defer c.running.Store(false)
+		c.made.Store(0)
+		c.left.Store(dropGone(root))
+	})
+}
+
+// dropGone makes the kernel forget what is gone of that which is below a directory, and counts the rest.
+func dropGone(in *gofs.Inode) (left int64) {
+	for name, child := range in.Children() {
+		left++
+		node, ok := child.Operations().(*dirNode)
+		if !ok {
+			continue
+		}
+		if _, err := node.dir.item(context.Background()); errors.Is(err, errAbsent) {
+			in.NotifyEntry(name)
+			continue
+		}
+		left += dropGone(child)
+	}
+	return left
 }

@@ -1,6 +1,7 @@
 package fs_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -20,6 +21,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
@@ -65,7 +68,17 @@ func serve(registry, dir, ca string) error {
 		return err
 	}
 	fmt.Println("ready")
-	<-stop
+	count := make(chan os.Signal, 1)
+	signal.Notify(count, syscall.SIGUSR1)
+	for counting := true; counting; {
+		select {
+		case <-count:
+			fmt.Println(mount.Nodes())
+		case <-stop:
+			counting = false
+		}
+	}
+	signal.Stop(count)
 	signal.Stop(stop)
 	if err := mount.Unmount(); err != nil {
 		mount.Detach()
@@ -83,6 +96,7 @@ type world struct {
 	keys          string
 	ca, vendor    *sign.PrivateKey
 	server        *exec.Cmd
+	said          *bufio.Reader
 }
 
 func newWorld(t testing.TB, app *sample.Layout) *world {
@@ -142,6 +156,7 @@ func (w *world) start() {
 		}
 		w.t.Fatalf("the mount did not come up: %s", errs.String())
 	}
+	w.said = bufio.NewReader(out)
 	w.t.Cleanup(func() {
 		w.server.Process.Signal(syscall.SIGTERM)
 		if err := w.server.Wait(); err != nil {
@@ -617,4 +632,49 @@ func TestTreeAsData(t *testing.T) {
 	if files < 50 {
 		t.Errorf("only %d files were compared", files)
 	}
+}
+
+// TestWhatIsGoneIsForgotten: a registry may change for ever, and the mount holds no more names than it has now.
+func TestWhatIsGoneIsForgotten(t *testing.T) {
+	w := newWorld(t, images(1))
+	const rounds, many = 8, 1000
+	for round := range rounds {
+		l := sample.New()
+		for i := range many {
+			l.Tag(fmt.Sprintf("t%d-%d", round, i), v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: digest.FromString(fmt.Sprint(round, i)), Size: 1})
+		}
+		if err := os.WriteFile(w.registry+"/app/index.json.new", l.Files()["index.json"], 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(w.registry+"/app/index.json.new", w.registry+"/app/index.json"); err != nil {
+			t.Fatal(err)
+		}
+		for i := range many {
+			if word := w.read(fmt.Sprintf("app/tags/t%d-%d/verify", round, i)); word != "corrupt\n" { // it has no blob
+				t.Fatal(word)
+			}
+		}
+	}
+	// The directory and the file of each, of two rounds and the beginning of a third.
+	nodes := 0
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		if nodes = w.nodes(); nodes < 2*3*many {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d names are held, and there were %d at a time", nodes, 2*many)
+		}
+	}
+}
+
+// nodes is how many names the mount holds.
+func (w *world) nodes() (n int) {
+	w.t.Helper()
+	if err := w.server.Process.Signal(syscall.SIGUSR1); err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := fmt.Fscanln(w.said, &n); err != nil {
+		w.t.Fatal(err)
+	}
+	return n
 }

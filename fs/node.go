@@ -34,7 +34,8 @@ type mounted struct {
 	drops       *drops
 	root        *gofs.Inode
 
-	stale stale
+	stale  stale
+	census census
 }
 
 // ino gives the inode number of what is at a path: for a directory or a file that
@@ -131,6 +132,9 @@ func (n *dirNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 		out.SetAttrTimeout(timeout)
 	}
 	id := gofs.StableAttr{Mode: out.Mode & syscall.S_IFMT, Ino: n.m.ino(at, item)}
+	if known := n.GetChild(name); known == nil || known.StableAttr() != id {
+		n.m.census.take(n.m.root)
+	}
 	return n.NewInode(ctx, n.node(at, name, item), id), 0
 }
 
