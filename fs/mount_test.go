@@ -637,7 +637,7 @@ func TestTreeAsData(t *testing.T) {
 // TestWhatIsGoneIsForgotten: a registry may change for ever, and the mount holds no more names than it has now.
 func TestWhatIsGoneIsForgotten(t *testing.T) {
 	w := newWorld(t, images(1))
-	const rounds, many = 8, 1000
+	const rounds, many = 5, 900
 	for round := range rounds {
 		l := sample.New()
 		for i := range many {
