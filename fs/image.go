@@ -188,7 +188,9 @@ var imageFiles = []imageFile{
 		if err != nil {
 			return nil, err
 		}
-		return i.ofVerdict(v, word(v)), nil
+		item := i.ofVerdict(v, word(v))
+		item.basis = &basis{i.snap.Serial(), v}
+		return item, nil
 	}},
 	{"verify-full", never, verifyFull},
 	{"reason", nil, func(ctx context.Context, i *image) (*Item, error) {
@@ -316,6 +318,21 @@ func word(v *sign.Verdict) []byte { return []byte(string(v.Status) + "\n") }
 
 func (i *image) ofVerdict(v *sign.Verdict, text []byte) *Item {
 	return fileOf(text, i.snap.Attr, max(v.Mtime, i.snap.Attr.Mtime))
+}
+
+// A basis is a state of the app, and the verdict on an image in it.
+type basis struct {
+	serial  uint64
+	verdict *sign.Verdict
+}
+
+// holds says whether what is based on it surely is what would be computed anew.
+func (d *imageDir) holds(b *basis) bool {
+	if b == nil || b.verdict.Status == sign.Corrupt {
+		return false
+	}
+	_, snap, err := d.t.look(d.app)
+	return err == nil && snap.Serial() == b.serial && b.verdict.Holds(snap)
 }
 
 // verdict is the full verdict if it is known, otherwise the one without layers.

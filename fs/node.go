@@ -260,6 +260,7 @@ func (s *shown) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {
 type fileNode struct {
 	gofs.Inode
 	shown
+	basis atomic.Pointer[basis] // by which it was opened last
 }
 
 var (
@@ -279,6 +280,10 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uin
 		return nil, 0, n.refuse(ctx, "open for writing", "")
 	}
 	pid := pidOf(ctx)
+	if d, ok := n.parent.(*imageDir); ok && d.holds(n.basis.Load()) {
+		n.m.stale.done(pid)
+		return n.m.open(n.item, true)
+	}
 	now, err := lookup(ctx, n.parent, n.name)
 	if err == nil && now.settle != nil {
 		waiting, stop := patient(ctx, pid)
@@ -289,6 +294,7 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uin
 		return nil, 0, n.m.errno(ctx, n.path, err)
 	}
 	if err == nil && now.same(n.item) {
+		n.basis.Store(now.basis)
 		n.m.stale.done(pid)
 		return n.m.open(now, true)
 	}

@@ -74,6 +74,8 @@ type Item struct {
 	live func(uid uint32) []byte
 	// drop: the directory import/.
 	drop bool
+	// basis is what an image directory computed the file from, if there is a quick way to know that it still holds.
+	basis *basis
 }
 
 // A Name is an entry of a directory.
@@ -169,11 +171,7 @@ func blobItem(app *layout.App, name string) (*Item, error) {
 
 // look gives an app, and its present state.
 func (t *Tree) look(name string) (*layout.App, *layout.Snapshot, error) {
-	app, err := t.Registry.App(name)
-	if err != nil {
-		return nil, nil, absent(err)
-	}
-	snap, err := app.Snapshot()
+	app, snap, err := t.Registry.Look(name)
 	if err != nil {
 		return nil, nil, absent(err)
 	}

@@ -8,10 +8,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 const indexName = "index.json"
@@ -26,6 +28,7 @@ type App struct {
 	turn chan struct{} // held by the goroutine that changes the app
 
 	mu      sync.Mutex
+	ground  ground
 	snap    *Snapshot // the last reading of index.json
 	seen    sighting
 	good    *Snapshot // the last one that could be used
@@ -52,16 +55,64 @@ func newApp(name string, parent int, path string) *App {
 	return &App{Name: name, parent: parent, path: path, turn: make(chan struct{}, 1), indexes: map[string]*readIndex{}}
 }
 
+// ground is what an app's files stand on: as long as these directories are unchanged, the app has the same oci-layout, and
+// blobs/sha256 and blobs/sha512 lead where they led. It is zero where a directory changed lately, for then its times prove nothing.
+type ground struct{ app, blobs Stamp }
+
+// survey looks at the ground of an app.
+func (a *App) survey() (g ground) {
+	at := time.Now().UnixNano()
+	app, err1 := lstat(a.parent, a.path)
+	blobs, err2 := lstat(a.parent, a.path+"/blobs")
+	mark, err3 := lstat(a.parent, a.path+"/oci-layout")
+	if errors.Join(err1, err2, err3) != nil || !mark.Mode.IsRegular() || !allDirs(a.parent, a.path+"/blobs") ||
+		(sighting{app.Stamp, at}).racy() || (sighting{blobs.Stamp, at}).racy() {
+		return ground{}
+	}
+	for _, algorithm := range []string{"sha256", "sha512"} {
+		dir, err := lstat(a.parent, a.path+"/blobs/"+algorithm)
+		if err != nil && err != unix.ENOENT || err == nil && !dir.Mode.IsDir() {
+			return ground{}
+		}
+	}
+	return ground{app.Stamp, blobs.Stamp}
+}
+
+// stands says whether the app's directory surely is what it was at the survey.
+func (a *App) stands(g ground) bool {
+	return g.app.Ino != 0 && unmoved(a.parent, a.path, g.app)
+}
+
+// current gives the last reading of index.json if it surely still is what it was, and nil if not.
+func (a *App) current() *Snapshot {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.snap == nil || a.seen.racy() || !a.stands(a.ground) {
+		return nil
+	}
+	if attr, err := lstat(a.parent, a.path+"/"+indexName); err != nil || attr.Stamp != a.seen.Stamp {
+		return nil
+	}
+	return a.snap
+}
+
 // A Snapshot is what an app's index.json said at one instant. It never changes;
 // blobs are read, and checked against it, when they are asked for.
 type Snapshot struct {
 	Attr Attr  // of index.json, or of the app's directory where it is missing
 	Err  error // ErrCorrupt: why index.json cannot be used
 
-	app *App
-	sum [sha256.Size]byte
+	app    *App
+	serial uint64
+	sum    [sha256.Size]byte
 	*content
 }
+
+// serials numbers the snapshots.
+var serials atomic.Uint64
+
+// Serial tells the snapshot from any other, also of the same bytes.
+func (s *Snapshot) Serial() uint64 { return s.serial }
 
 // Equal says whether index.json had the same bytes.
 func (s *Snapshot) Equal(other *Snapshot) bool { return s.sum == other.sum }
@@ -143,12 +194,12 @@ func (a *App) load(dirfd int) (*Snapshot, []byte, error) {
 			attr = dir
 		}
 		a.snap = nil
-		return &Snapshot{Attr: attr, Err: err, app: a, content: &content{}}, nil, nil
+		return &Snapshot{Attr: attr, Err: err, app: a, serial: serials.Add(1), content: &content{}}, nil, nil
 	}
 	sum := sha256.Sum256(data)
 	if a.snap != nil && a.snap.sum == sum {
 		again := *a.snap
-		again.Attr = attr
+		again.Attr, again.serial = attr, serials.Add(1)
 		a.snap, a.seen = &again, seen
 		return a.snap, data, nil
 	}
@@ -156,7 +207,7 @@ func (a *App) load(dirfd int) (*Snapshot, []byte, error) {
 	if err != nil {
 		err = fmt.Errorf("%s: %w", indexName, err)
 	}
-	a.snap, a.seen = &Snapshot{Attr: attr, Err: err, app: a, sum: sum, content: &content{rows: list}}, seen
+	a.snap, a.seen = &Snapshot{Attr: attr, Err: err, app: a, serial: serials.Add(1), sum: sum, content: &content{rows: list}}, seen
 	return a.snap, data, nil
 }
 

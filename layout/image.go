@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"path"
 	"strings"
 	"time"
 
@@ -333,7 +332,7 @@ func (s *Seen) Racy() int64 {
 // prove nothing yet is hashed again. What was found is kept in the result. The
 // error is the system's, or ctx's.
 func (s *Snapshot) Same(ctx context.Context, seen Seen) (Seen, bool, error) {
-	if s.app.unmoved(seen) {
+	if s.Unmoved(seen) {
 		return seen, true, nil
 	}
 	dirfd, err := s.app.open()
@@ -364,16 +363,20 @@ func (s *Snapshot) Same(ctx context.Context, seen Seen) (Seen, bool, error) {
 	return seen, true, nil
 }
 
-// unmoved says whether the blobs surely are those that were seen, and their times prove that they did not change.
-func (a *App) unmoved(seen Seen) bool {
-	dir := ""
+// Unmoved is Same for what can be known without reading or opening anything: false means nothing.
+func (s *Snapshot) Unmoved(seen Seen) bool {
+	a := s.app
+	a.mu.Lock()
+	g := a.ground
+	a.mu.Unlock()
+	if !a.stands(g) {
+		return false
+	}
+	if blobs, err := lstat(a.parent, a.path+"/blobs"); err != nil || blobs.Stamp != g.blobs {
+		return false
+	}
 	for _, f := range seen.files {
 		name := a.path + "/" + BlobPath(f.name)
-		if d := path.Dir(name); d != dir {
-			if dir = d; !allDirs(a.parent, dir) {
-				return false
-			}
-		}
 		if attr, err := lstat(a.parent, name); err != nil || attr.Stamp != f.Stamp || f.sum != "" && f.racy() {
 			return false
 		}

@@ -286,6 +286,33 @@ func (r *Registry) Apps() ([]Found, error) {
 	return found, nil
 }
 
+// known is the app of that name, if it was asked for before.
+func (r *Registry) known(name string) *App {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.apps[name]
+}
+
+// Look gives the app of that name with its present state. Its errors are those of App and Snapshot.
+func (r *Registry) Look(name string) (*App, *Snapshot, error) {
+	if a := r.known(name); a != nil {
+		if snap := a.current(); snap != nil {
+			return a, snap, nil
+		}
+	}
+	a, err := r.App(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	a.mu.Lock()
+	if !a.stands(a.ground) {
+		a.ground = a.survey()
+	}
+	a.mu.Unlock()
+	snap, err := a.Snapshot()
+	return a, snap, err
+}
+
 // forget drops what is remembered of apps that are gone, once there are many. r.mu is held.
 func (r *Registry) forget() {
 	const few = 256
@@ -304,12 +331,9 @@ func (r *Registry) forget() {
 
 // App gives the app of that name; ErrNotFound if there is none.
 func (r *Registry) App(name string) (*App, error) {
-	r.mu.Lock()
-	known := r.apps[name]
-	r.mu.Unlock()
-	if known != nil {
+	if a := r.known(name); a != nil {
 		if mark, err := lstat(r.fd, name+"/oci-layout"); err == nil && mark.Mode.IsRegular() && allDirs(r.fd, name) {
-			return known, nil
+			return a, nil
 		}
 	}
 	d, err := r.Dir(name)

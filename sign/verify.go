@@ -90,6 +90,12 @@ func (v *Verdict) Checks() []string {
 	return list
 }
 
+// Holds says whether the verdict, which was given on an image in that state of its app, surely still is the one on it. It reads
+// nothing; what it cannot know so does not hold.
+func (v *Verdict) Holds(snap *layout.Snapshot) bool {
+	return v.Kind != layout.KindIndex && v.Layers == LayersUnchecked && v.of != 0 && snap.Unmoved(v.seen)
+}
+
 // counts says whether an image's word counts in that of its index.
 func (v *Verdict) counts() bool {
 	return !v.Missing && v.Kind != layout.KindAttestation
