@@ -285,6 +285,12 @@ func mountAt(dir string) (mountLine, error) {
 	return *found, nil
 }
 
+// Connection is the number of the kernel's connection to the process that serves the mount on dir.
+func Connection(dir string) (uint32, error) {
+	device, err := deviceOf(dir)
+	return unix.Minor(device), err
+}
+
 func deviceOf(dir string) (uint64, error) {
 	at, err := mountAt(dir)
 	return at.device, err

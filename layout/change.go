@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -31,6 +32,8 @@ type locked struct {
 	dirfd int
 	lock  int
 
+	work *work // for what needs a name; nil if nothing did so far
+
 	// the state that the first try of a change was made from, and what all of them brought (undo.go)
 	first   *Snapshot
 	brought []digest.Digest
@@ -38,6 +41,9 @@ type locked struct {
 }
 
 func (l *locked) release() {
+	if l.work != nil {
+		l.work.close()
+	}
 	closeFD(l.lock)
 	closeFD(l.dirfd)
 	<-l.app.turn
@@ -176,7 +182,7 @@ func (a *App) change(ctx context.Context, try func(l *locked, snap *Snapshot, ra
 			l.takeBack()
 		}
 	}()
-	clean(l.dirfd)
+	l.clean()
 	clean(a.parent) // what a killed import left in the registry
 	for start := time.Now(); ; {
 		snap, raw, seen, err := l.read()
@@ -423,14 +429,9 @@ func (r *reached) upward(from []digest.Digest) []digest.Digest {
 // publish writes the blobs, then index.json, in the order that keeps every
 // moment whole (package comment). errMoved: index.json is another by now.
 func (l *locked) publish(ctx context.Context, snap *Snapshot, seen sighting, blobs []newBlob, index []byte) error {
-	w, err := newWork(l.dirfd)
-	if err != nil {
-		return err
-	}
-	defer w.close()
 	dirs := map[string]bool{}
 	for _, b := range blobs {
-		if err := l.putBlob(ctx, w, b); err != nil {
+		if err := l.putBlob(ctx, b); err != nil {
 			return err
 		}
 		dirs[path.Dir(BlobPath(b.Digest))] = true
@@ -438,22 +439,22 @@ func (l *locked) publish(ctx context.Context, snap *Snapshot, seen sighting, blo
 	if err := l.syncDirs(dirs); err != nil {
 		return err
 	}
-	return l.putIndex(ctx, w, snap, seen, index)
+	return l.putIndex(ctx, snap, seen, index)
 }
 
 // putIndex puts a new index.json in the place of the one that snap is of.
-func (l *locked) putIndex(ctx context.Context, w *work, snap *Snapshot, seen sighting, index []byte) error {
-	f, err := l.writeIndex(w, index)
+func (l *locked) putIndex(ctx context.Context, snap *Snapshot, seen sighting, index []byte) error {
+	f, err := l.writeIndex(index)
 	if err != nil {
 		return err
 	}
 	defer f.close()
-	return l.swapIndex(ctx, w, snap, seen, f)
+	return l.swapIndex(ctx, snap, seen, f)
 }
 
-// writeIndex writes and syncs a new index.json, under a working name.
-func (l *locked) writeIndex(w *work, index []byte) (*newFile, error) {
-	f, err := createNamed(w, indexName)
+// writeIndex writes and syncs a new index.json that has not its name yet.
+func (l *locked) writeIndex(index []byte) (*newFile, error) {
+	f, err := l.create(l.dirfd, indexName)
 	if err != nil {
 		return nil, err
 	}
@@ -471,7 +472,7 @@ func (l *locked) writeIndex(w *work, index []byte) (*newFile, error) {
 }
 
 // swapIndex puts a new index.json in its place, durably.
-func (l *locked) swapIndex(ctx context.Context, w *work, snap *Snapshot, seen sighting, f *newFile) error {
+func (l *locked) swapIndex(ctx context.Context, snap *Snapshot, seen sighting, f *newFile) error {
 	if same, err := l.unchanged(snap, seen); err != nil || !same {
 		return cmp.Or(err, errMoved)
 	}
@@ -483,7 +484,7 @@ func (l *locked) swapIndex(ctx context.Context, w *work, snap *Snapshot, seen si
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := f.replace(w, l.dirfd, indexName); err != nil {
+	if err := l.replace(f, l.dirfd, indexName); err != nil {
 		return err
 	}
 	return fsync(l.dirfd, l.app.Name)
@@ -504,9 +505,62 @@ func (l *locked) unchanged(snap *Snapshot, seen sighting) (bool, error) {
 	return err == nil && attr.Stamp == seen.Stamp, err
 }
 
+// create makes a file that will take its place in a directory of the app: an unnamed one where that can be, otherwise one
+// in a work directory.
+func (l *locked) create(dirfd int, what string) (*newFile, error) {
+	f, err := createUnnamed(dirfd, what)
+	if f != nil || err != nil {
+		return f, err
+	}
+	if err := l.needWork(); err != nil {
+		return nil, err
+	}
+	return createNamed(l.work, what)
+}
+
+func (l *locked) needWork() (err error) {
+	if l.work == nil {
+		l.work, err = newWork(l.dirfd)
+	}
+	return err
+}
+
+// replace puts the file in the place of the one that has the name, at once. An unnamed file has the name of the
+// work directory for a moment.
+func (l *locked) replace(f *newFile, dirfd int, name string) error {
+	if f.name == "" && l.work == nil {
+		if err := linkOpen(f.fd, l.dirfd, workName); err == nil {
+			f.dir, f.name = l.dirfd, workName
+		} else if !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	if f.name == "" {
+		if err := l.needWork(); err != nil {
+			return err
+		}
+		tmp := strings.ToLower(rand.Text())
+		if err := linkOpen(f.fd, l.work.fd, tmp); err != nil {
+			return err
+		}
+		f.dir, f.name = l.work.fd, tmp
+	}
+	err := rename(f.dir, f.name, dirfd, name, 0)
+	if err == nil {
+		f.name = ""
+	}
+	return err
+}
+
+// clean removes what a change that was killed left in the app.
+func (l *locked) clean() {
+	unlink(l.dirfd, workName) // if it is an index.json that had not its place yet; a directory it does not remove
+	clean(l.dirfd)
+}
+
 // putBlob makes sure that the blob is there, whole and durable but for its
 // name, with the owner and mode of the one that it follows.
-func (l *locked) putBlob(ctx context.Context, w *work, b newBlob) error {
+func (l *locked) putBlob(ctx context.Context, b newBlob) error {
 	name := BlobPath(b.Digest)
 	there, err := isBlob(ctx, l.dirfd, name, b.Digest, b.Size)
 	if err != nil {
@@ -520,7 +574,7 @@ func (l *locked) putBlob(ctx context.Context, w *work, b newBlob) error {
 		return err
 	}
 	defer closeFD(dir)
-	f, err := createIn(dir, w, name)
+	f, err := l.create(dir, name)
 	if err != nil {
 		return err
 	}
@@ -539,7 +593,7 @@ func (l *locked) putBlob(ctx context.Context, w *work, b newBlob) error {
 	case err == nil:
 		l.brought = append(l.brought, b.Digest)
 	case errors.Is(err, fs.ErrExist): // with other bytes, as was seen above
-		err = f.replace(w, dir, path.Base(name))
+		err = l.replace(f, dir, path.Base(name))
 	}
 	return err
 }

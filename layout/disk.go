@@ -822,37 +822,12 @@ func createNamed(w *work, what string) (*newFile, error) {
 	return &newFile{what, fd, w.fd, name}, nil
 }
 
-// createIn makes an unnamed file where that can be, otherwise one in w.
-func createIn(dirfd int, w *work, what string) (*newFile, error) {
-	f, err := createUnnamed(dirfd, what)
-	if f == nil && err == nil {
-		return createNamed(w, what)
-	}
-	return f, err
-}
-
 // place gives the file its name, where there must be none by that name yet.
 func (f *newFile) place(dirfd int, name string) error {
 	if f.name == "" {
 		return linkOpen(f.fd, dirfd, name)
 	}
 	err := renameNew(f.dir, f.name, dirfd, name)
-	if err == nil {
-		f.name = ""
-	}
-	return err
-}
-
-// replace puts the file in the place of the one that has the name, at once.
-func (f *newFile) replace(w *work, dirfd int, name string) error {
-	if f.name == "" {
-		tmp := strings.ToLower(rand.Text())
-		if err := f.place(w.fd, tmp); err != nil {
-			return err
-		}
-		f.dir, f.name = w.fd, tmp
-	}
-	err := rename(f.dir, f.name, dirfd, name, 0)
 	if err == nil {
 		f.name = ""
 	}

@@ -47,7 +47,7 @@ func (a *App) Collect(ctx context.Context, grace time.Duration, dryRun bool) (re
 		return nil, err
 	}
 	if !dryRun {
-		clean(l.dirfd)
+		l.clean()
 		clean(a.parent)
 	}
 	used, err := snap.used()

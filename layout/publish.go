@@ -213,12 +213,7 @@ func (s *Staged) merge(ctx context.Context, app *App, staged *Snapshot, mayMove 
 		if len(index) > MaxIndex {
 			return limitf("%s: would grow to %d bytes, over the limit of %d", indexName, len(index), MaxIndex)
 		}
-		w, err := newWork(l.dirfd)
-		if err != nil {
-			return err
-		}
-		defer w.close()
-		f, err := l.writeIndex(w, index) // first, for it may fail
+		f, err := l.writeIndex(index) // first, for it may fail
 		if err != nil {
 			return err
 		}
@@ -230,7 +225,7 @@ func (s *Staged) merge(ctx context.Context, app *App, staged *Snapshot, mayMove 
 		if len(add)+len(moved) == 0 {
 			return l.settle(snap, nil)
 		}
-		return l.swapIndex(ctx, w, snap, seen, f)
+		return l.swapIndex(ctx, snap, seen, f)
 	})
 }
 
@@ -391,12 +386,7 @@ func (s *Staged) Keep(ctx context.Context, keep []digest.Digest, tag string) err
 		if err != nil || bytes.Equal(index, raw) {
 			return err
 		}
-		w, err := newWork(l.dirfd)
-		if err != nil {
-			return err
-		}
-		defer w.close()
-		return l.putIndex(ctx, w, snap, seen, index)
+		return l.putIndex(ctx, snap, seen, index)
 	})
 	if err != nil {
 		return err

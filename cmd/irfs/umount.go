@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -46,23 +47,71 @@ func runUmount(c *command, args []string) error {
 // serverOf gives a pidfd of the process that serves a mount, or -1. It does not
 // wait for a process that does not answer.
 func serverOf(dir string) int {
+	pid, known := serverByConnection(dir)
+	if !known {
+		pid = serverByItself(dir)
+	}
+	if pid == 0 {
+		return -1
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return -1
+	}
+	return fd
+}
+
+// serverByConnection finds the process with the name of this program that has the connection of a mount open (Linux 6.10 tells
+// in fdinfo; else known is false). It asks nothing of the mount: a process that stopped while it had a
+// question would hold up this one, even when that is killed.
+func serverByConnection(dir string) (pid int, known bool) {
+	number, err := irfs.Connection(dir)
+	name, nameErr := os.ReadFile("/proc/self/comm")
+	if err != nil || nameErr != nil {
+		return 0, false
+	}
+	processes, _ := filepath.Glob("/proc/[0-9]*/comm")
+	for _, comm := range processes {
+		if text, _ := os.ReadFile(comm); !bytes.Equal(text, name) {
+			continue
+		}
+		process := filepath.Dir(comm)
+		files, _ := filepath.Glob(process + "/fd/*")
+		for _, file := range files {
+			if to, _ := os.Readlink(file); to != "/dev/fuse" {
+				continue
+			}
+			info, _ := os.ReadFile(filepath.Join(process, "fdinfo", filepath.Base(file)))
+			_, after, ok := bytes.Cut(info, []byte("\nfuse_connection:"))
+			known = known || ok
+			var n uint32
+			if _, err := fmt.Sscan(string(after), &n); err != nil || n != number {
+				continue
+			}
+			stat, _ := os.ReadFile(process + "/stat")
+			if _, state, _ := bytes.Cut(stat, []byte(") ")); bytes.HasPrefix(state, []byte("T")) { // stopped: it will not end
+				return 0, true
+			}
+			pid, err := strconv.Atoi(filepath.Base(process))
+			return pid, err == nil
+		}
+	}
+	return 0, known
+}
+
+// serverByItself asks the mount.
+func serverByItself(dir string) (pid int) {
 	answer := make(chan []byte, 1)
 	go func() {
 		text, _ := os.ReadFile(filepath.Join(dir, ".irfs/version"))
 		answer <- text
 	}()
-	var text []byte
 	select {
-	case text = <-answer:
+	case text := <-answer:
+		for line := range bytes.Lines(text) {
+			fmt.Sscanf(string(line), "pid %d\n", &pid)
+		}
 	case <-time.After(time.Second):
 	}
-	for line := range bytes.Lines(text) {
-		var pid int
-		if _, err := fmt.Sscanf(string(line), "pid %d\n", &pid); err == nil {
-			if fd, err := unix.PidfdOpen(pid, 0); err == nil {
-				return fd
-			}
-		}
-	}
-	return -1
+	return pid
 }
