@@ -34,6 +34,8 @@ type App struct {
 	good    *Snapshot // the last one that could be used
 	torn    time.Time // since when index.json has not been usable
 	indexes map[string]*readIndex
+
+	noSubject map[uint64]bool // manifests, by a hash of their digests
 }
 
 // readIndex is a nested index as it was read from its blob.
@@ -209,6 +211,14 @@ func (a *App) load(dirfd int) (*Snapshot, []byte, error) {
 	}
 	a.snap, a.seen = &Snapshot{Attr: attr, Err: err, app: a, serial: serials.Add(1), sum: sum, content: &content{rows: list}}, seen
 	return a.snap, data, nil
+}
+
+// adopt makes what a change wrote the last reading of index.json, to be compared with what is there: it need not be parsed.
+func (a *App) adopt(index []byte, list rows) {
+	snap := &Snapshot{app: a, serial: serials.Add(1), sum: sha256.Sum256(index), content: &content{rows: list}}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.snap, a.seen = snap, sighting{} // which proves nothing
 }
 
 // readIndexFile reads the bytes of index.json.

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io/fs"
 	"path"
 	"slices"
@@ -152,7 +153,7 @@ func (a *App) Annotate(ctx context.Context, plan func(*Snapshot) ([]Edit, error)
 		if err != nil {
 			return err
 		}
-		blobs, index, moved, err := snap.rewrite(raw, edits)
+		blobs, index, list, moved, err := snap.rewrite(raw, edits)
 		if err != nil {
 			return err
 		}
@@ -161,7 +162,13 @@ func (a *App) Annotate(ctx context.Context, plan func(*Snapshot) ([]Edit, error)
 			return l.settle(snap, edits)
 		}
 		change.LeftBehind = snap.leftBehind(moved)
-		return l.publish(ctx, snap, seen, blobs, index)
+		if err := l.publish(ctx, snap, seen, blobs, index); err != nil {
+			return err
+		}
+		if list != nil {
+			a.adopt(index, *list)
+		}
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -330,20 +337,20 @@ func (w *rewriting) reindex(dirfd int, n *node) error {
 }
 
 // rewrite computes, in memory and bottom-up, every blob that the edits make
-// new, the new index.json, and which digest becomes which.
-func (s *Snapshot) rewrite(raw []byte, edits []Edit) ([]newBlob, []byte, map[digest.Digest]digest.Digest, error) {
+// new, the new index.json with its rows (or nil), and which digest becomes which.
+func (s *Snapshot) rewrite(raw []byte, edits []Edit) ([]newBlob, []byte, *rows, map[digest.Digest]digest.Digest, error) {
 	r, err := s.all()
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, nil, nil, err
 	}
 	dirfd, err := s.app.open()
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, nil, nil, err
 	}
 	defer closeFD(dirfd)
 	w := &rewriting{moves: map[digest.Digest]move{}, was: map[digest.Digest][]byte{}}
 	if err := w.annotate(s, r, edits); err != nil {
-		return nil, nil, nil, err
+		return nil, nil, nil, nil, err
 	}
 	var touched []digest.Digest
 	for _, e := range edits {
@@ -351,24 +358,24 @@ func (s *Snapshot) rewrite(raw []byte, edits []Edit) ([]newBlob, []byte, map[dig
 	}
 	for _, d := range r.upward(touched) {
 		if err := w.reindex(dirfd, r.nodes[d]); err != nil {
-			return nil, nil, nil, err
+			return nil, nil, nil, nil, err
 		}
 	}
 	if err := s.inlined(r, w.was); err != nil {
-		return nil, nil, nil, err
+		return nil, nil, nil, nil, err
 	}
-	index, err := s.moveRows(raw, w.moves)
+	index, list, err := s.moveRows(raw, w.moves)
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("%s: %w", indexName, err)
+		return nil, nil, nil, nil, fmt.Errorf("%s: %w", indexName, err)
 	}
 	if len(index) > MaxIndex {
-		return nil, nil, nil, limitf("%s: would grow to %d bytes, over the limit of %d", indexName, len(index), MaxIndex)
+		return nil, nil, nil, nil, limitf("%s: would grow to %d bytes, over the limit of %d", indexName, len(index), MaxIndex)
 	}
 	moved := map[digest.Digest]digest.Digest{}
 	for old, to := range w.moves {
 		moved[old] = to.Digest
 	}
-	return w.blobs, index, moved, nil
+	return w.blobs, index, list, moved, nil
 }
 
 // inlined checks the inline data of every descriptor of the given blobs: one
@@ -602,34 +609,74 @@ func (l *locked) putBlob(ctx context.Context, b newBlob) error {
 // subject is an image that was changed.
 const maxReferrers = 1000
 
+// hasNoSubject says whether a manifest was read before and has no subject. A digest stands for the same manifest always.
+func (a *App) hasNoSubject(d digest.Digest) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.noSubject[maphash.String(seed, string(d))]
+}
+
+func (a *App) notesNoSubject(d digest.Digest) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.noSubject == nil || len(a.noSubject) > 4*maxReferrers {
+		a.noSubject = map[uint64]bool{}
+	}
+	a.noSubject[maphash.String(seed, string(d))] = true
+}
+
+var seed = maphash.MakeSeed()
+
 // leftBehind names what refers to a manifest that the change replaces:
 // tags as cosign and the referrers tag schema make them, and manifests
 // with a subject (OCI image-spec v1.1, manifest.md).
 func (s *Snapshot) leftBehind(moved map[digest.Digest]digest.Digest) []string {
 	var left []string
-	for _, i := range s.byTag {
-		tag := s.list[i].tag
-		algorithm, rest, _ := strings.Cut(tag, "-")
-		hex, _, _ := strings.Cut(rest, ".")
-		if old := digest.Digest(algorithm + ":" + hex); moved[old] != "" {
-			left = append(left, fmt.Sprintf("tag %s (of %s)", tag, old))
+	for old := range moved {
+		prefix := old.Algorithm().String() + "-" + old.Encoded()
+		from, _ := slices.BinarySearchFunc(s.byTag, prefix, func(i int32, tag string) int { return cmp.Compare(s.list[i].tag, tag) })
+		for _, i := range s.byTag[from:] {
+			rest, ok := strings.CutPrefix(s.list[i].tag, prefix)
+			if !ok {
+				break
+			}
+			if rest == "" || rest[0] == '.' {
+				left = append(left, fmt.Sprintf("tag %s (of %s)", s.list[i].tag, old))
+			}
 		}
 	}
-	entries, err := s.Entries()
+	r, err := s.all()
 	if err != nil {
 		return left
 	}
-	for _, e := range entries[:min(len(entries), maxReferrers)] {
-		if _, ok := moved[e.Digest]; ok || !IsManifest(e.MediaType) || e.Size > MaxManifest {
-			continue
+	count := 0
+	refers := func(e Entry) {
+		if _, ok := moved[e.Digest]; ok || !IsManifest(e.MediaType) || e.Size > MaxManifest || s.app.hasNoSubject(e.Digest) {
+			return
+		}
+		if count++; count > maxReferrers {
+			return
 		}
 		m, err := s.Manifest(e)
-		if err != nil || m.Doc.Subject == nil {
-			continue
+		if err != nil {
+			return
 		}
-		if _, ok := moved[m.Doc.Subject.Digest]; ok {
+		if m.Doc.Subject == nil {
+			s.app.notesNoSubject(e.Digest)
+		} else if _, ok := moved[m.Doc.Subject.Digest]; ok {
 			left = append(left, fmt.Sprintf("%s (its subject is %s)", e.Digest, m.Doc.Subject.Digest))
 		}
+	}
+	for i := range s.list {
+		if count > maxReferrers {
+			break
+		}
+		if !s.list[i].again {
+			refers(s.row(i))
+		}
+	}
+	for _, d := range r.order {
+		refers(r.nodes[d].Entry)
 	}
 	slices.SortFunc(left, cmp.Compare)
 	return left

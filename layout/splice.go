@@ -120,24 +120,73 @@ func moveDescriptors(doc []byte, moves map[digest.Digest]move) ([]byte, error) {
 	return splice(doc, edits), nil
 }
 
-// moveRows is moveDescriptors of the index.json whose rows these are. It reads only the rows that change.
-func (r *rows) moveRows(doc []byte, moves map[digest.Digest]move) ([]byte, error) {
+// moveRows is moveDescriptors of the index.json whose rows these are. It reads only the rows that change. It also gives the rows of the new
+// one, or nil if they have to be read from it.
+func (r *rows) moveRows(doc []byte, moves map[digest.Digest]move) ([]byte, *rows, error) {
 	var edits []edit
-	for i, row := range r.list {
+	now := *r
+	now.list = slices.Clone(r.list)
+	shift := 0
+	simple := true
+	for i := range now.list {
+		row := &now.list[i]
+		at := span{int(row.at.start), int(row.at.end)}
+		row.at.start += uint32(shift)
 		_, moved := moves[row.digest]
 		if !moved && row.rest != nil {
 			_, moved = moves[digest.Digest(row.rest.Annotations[referenceDigest])]
 		}
-		if !moved {
-			continue
+		if moved {
+			here, err := scan(doc, at).moveDescriptor(nil, moves)
+			if err != nil {
+				return nil, nil, fmt.Errorf("manifests: element %d: %w", i, err)
+			}
+			edits = append(edits, here...)
+			for _, e := range here {
+				shift += len(e.text) - (e.end - e.start)
+			}
+			simple = simple && now.moveRow(i, splicePart(doc, at, here))
 		}
-		var err error
-		at := span{int(row.at.start), int(row.at.end)}
-		if edits, err = scan(doc, at).moveDescriptor(edits, moves); err != nil {
-			return nil, fmt.Errorf("manifests: element %d: %w", i, err)
-		}
+		row.at.end += uint32(shift)
 	}
-	return splice(doc, edits), nil
+	if !simple {
+		return splice(doc, edits), nil, nil
+	}
+	return splice(doc, edits), &now, nil
+}
+
+// splicePart is a part of a document after the edits, which lie in it.
+func splicePart(doc []byte, at span, edits []edit) []byte {
+	inside := slices.Clone(edits)
+	for i := range inside {
+		inside[i].start -= at.start
+		inside[i].end -= at.start
+	}
+	return splice(at.of(doc), inside)
+}
+
+// moveRow gives the row i, which is the only one of its digest, what its descriptor says now. It returns false where that is not enough.
+func (r *rows) moveRow(i int, text []byte) bool {
+	read, err := newReader(text, MaxIndex)
+	if err != nil {
+		return false
+	}
+	d, err := read.descriptor()
+	row := &r.list[i]
+	if err != nil || len(r.of(row.digest)) != 1 || d.Digest != row.digest && len(r.of(d.Digest)) > 0 {
+		return false
+	}
+	if d.Digest != row.digest {
+		from, _ := slices.BinarySearchFunc(r.byDigest, row.digest, func(i int32, d digest.Digest) int { return cmp.Compare(r.list[i].digest, d) })
+		sorted := slices.Delete(slices.Clone(r.byDigest), from, from+1)
+		to, _ := slices.BinarySearchFunc(sorted, d.Digest, func(i int32, d digest.Digest) int { return cmp.Compare(r.list[i].digest, d) })
+		r.byDigest = slices.Insert(sorted, to, int32(i))
+	}
+	row.digest, row.size = d.Digest, d.Size
+	if row.rest != nil {
+		row.rest = &d
+	}
+	return true
 }
 
 // moveDescriptor reads one descriptor, and appends what has to change in it to edits.

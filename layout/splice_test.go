@@ -5,6 +5,7 @@ import (
 	stdjson "encoding/json"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -823,8 +824,12 @@ func FuzzMoveDescriptors(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if rowByRow, err := list.moveRows(doc, moves); err != nil || !bytes.Equal(rowByRow, got) {
+		rowByRow, now, err := list.moveRows(doc, moves)
+		if err != nil || !bytes.Equal(rowByRow, got) {
 			t.Fatalf("row by row: %v\nfrom %q\ngot  %q\nwant %q", err, doc, rowByRow, got)
+		}
+		if read, err := parseRows(got); now != nil && (err != nil || !reflect.DeepEqual(*now, read)) {
+			t.Fatalf("rows: %v\nfrom %q\ngot  %+v\nwant %+v", err, doc, *now, read)
 		}
 		if before, after := listOf(t, doc), listOf(t, appended); !bytes.HasPrefix(appended, doc[:before.start]) || !bytes.HasSuffix(appended, doc[before.end:]) {
 			t.Fatalf("append: from %q\ngot %q", doc, appended)
