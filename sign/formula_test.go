@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"math/big"
 	"testing"
+
+	"filippo.io/nistec"
 )
 
 // keyOf is the key of a scalar, modulo n−1, plus 1.
@@ -38,11 +40,31 @@ func agree(t testing.TB, key *PublicKey, sum []byte, r, s *big.Int) bool {
 	if err != nil {
 		return false
 	}
-	std, fast := ecdsa.VerifyASN1(key.key, sum, der), key.fits(sum, sig)
+	std, fast := ecdsa.VerifyASN1(key.key, sum, der), key.fitsWith(sum, sig, nil)
 	if std != fast {
 		t.Errorf("key %x, sum %x, r %x, s %x: crypto/ecdsa says %v, the formula %v", key.point(), sum, r, s, std, fast)
 	}
+	if m := multiplesIn[key.der]; m != nil {
+		if faster := key.fitsWith(sum, sig, m); std != faster {
+			t.Errorf("key %x, sum %x, r %x, s %x: crypto/ecdsa says %v, the formula with multiples %v", key.point(), sum, r, s, std, faster)
+		}
+	}
 	return std
+}
+
+// multiplesIn are the multiples of some keys.
+var multiplesIn = map[string]*multiples{}
+
+func withMultiples(t testing.TB, key *PublicKey) {
+	t.Helper()
+	if multiplesIn[key.der] != nil {
+		return
+	}
+	p, err := nistec.NewP384Point().SetBytes(key.point())
+	if err != nil {
+		t.Fatal(err)
+	}
+	multiplesIn[key.der] = multiplesOf(p)
 }
 
 // TestFormulaAtTheEdges: keys that are small multiples of the base point, or of its inverse, so that points meet
@@ -59,6 +81,7 @@ func TestFormulaAtTheEdges(t *testing.T) {
 			d.Sub(n, big.NewInt(int64(i/2+2)))
 		}
 		key := keyOf(t, d)
+		withMultiples(t, key.Public())
 		for j, sum := range sums {
 			t.Run(fmt.Sprint(i, " ", j), func(t *testing.T) {
 				der, err := key.signSum(sum)
@@ -86,9 +109,13 @@ func TestFormulaAtTheEdges(t *testing.T) {
 // FuzzFormula: the formula and crypto/ecdsa agree on any key, message, and signature.
 func FuzzFormula(f *testing.F) {
 	f.Add([]byte{1}, []byte("message"), []byte{}, []byte{})
+	f.Add([]byte{7}, []byte("message"), []byte{1, 0}, []byte{0, 1})
 	f.Add([]byte{0xff, 0}, []byte{}, []byte{1}, []byte{2})
 	f.Fuzz(func(t *testing.T, scalar, message, rMask, sMask []byte) {
 		key := keyOf(t, new(big.Int).SetBytes(scalar))
+		if len(scalar) == 1 && scalar[0] < 8 { // few keys, for it takes long
+			withMultiples(t, key.Public())
+		}
 		sum := sha512.Sum384(message)
 		der, err := key.signSum(sum[:])
 		if err != nil {
@@ -115,11 +142,22 @@ func BenchmarkVerify(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Run("irfs", func(b *testing.B) {
-		for b.Loop() {
-			if err := key.Public().Verify(message, signature); err != nil {
-				b.Fatal(err)
+	for name, uses := range map[string]int{"rare-key": 0, "frequent-key": manyUses} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if uses == 0 {
+					frequent.uses, frequent.of = nil, nil
+				}
+				if err := key.Public().Verify(message, signature); err != nil {
+					b.Fatal(err)
+				}
 			}
+		})
+	}
+	b.Run("multiples", func(b *testing.B) {
+		p := nistec.NewP384Point().SetGenerator()
+		for b.Loop() {
+			multiplesOf(p)
 		}
 	})
 	b.Run("crypto-ecdsa", func(b *testing.B) {

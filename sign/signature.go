@@ -89,15 +89,25 @@ func (k *PublicKey) verifySum(sum []byte, sig signature) error {
 // fits is SEC 1 section 4.1.4 from step 4 on, with u1·G + u2·Q computed in half the time that crypto/ecdsa takes, and not in
 // constant time: it sees nothing that is secret.
 func (k *PublicKey) fits(sum []byte, sig signature) bool {
+	return k.fitsWith(sum, sig, k.multiples())
+}
+
+// fitsWith is fits with the key's multiples, or nil.
+func (k *PublicKey) fitsWith(sum []byte, sig signature, of *multiples) bool {
 	n := elliptic.P384().Params().N
-	x, y := new(big.Int).SetBytes(k.point()[1:1+scalarSize]), new(big.Int).SetBytes(k.point()[1+scalarSize:])
 	w := new(big.Int).ModInverse(sig.s, n)
 	u1 := new(big.Int).SetBytes(sum)
 	u1.Mod(u1.Mul(u1, w), n)
 	u2 := new(big.Int).Mul(sig.r, w)
 	u2.Mod(u2, n)
-	x, _ = p384.P384().CombinedMult(x, y, u1.Bytes(), u2.Bytes())
-	return x.Mod(x, n).Cmp(sig.r) == 0
+	var x *big.Int
+	if of != nil {
+		x = sumX(u1, u2, of)
+	} else {
+		qx, qy := new(big.Int).SetBytes(k.point()[1:1+scalarSize]), new(big.Int).SetBytes(k.point()[1+scalarSize:])
+		x, _ = p384.P384().CombinedMult(qx, qy, u1.Bytes(), u2.Bytes())
+	}
+	return x != nil && x.Mod(x, n).Cmp(sig.r) == 0
 }
 
 // point is the key's point, uncompressed (SEC 1 section 2.3.3).

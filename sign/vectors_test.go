@@ -59,6 +59,7 @@ func TestVerifyWycheproof(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", group.PublicKeyDer, err)
 		}
+		withMultiples(t, key)
 		for _, c := range group.Tests {
 			tried++
 			message, sig := unhex(c.Msg), unhex(c.Sig)
@@ -69,7 +70,10 @@ func TestVerifyWycheproof(t *testing.T) {
 			sum := sha512.Sum384(message)
 			std := ecdsa.VerifyASN1(key.key, sum[:], sig)
 			parsed, err := parseSignature(sig)
-			fast := err == nil && key.fits(sum[:], parsed)
+			fast := err == nil && key.fitsWith(sum[:], parsed, nil)
+			if m := multiplesIn[key.der]; err == nil && key.fitsWith(sum[:], parsed, m) != std {
+				t.Errorf("%d, %s: crypto/ecdsa says %v, and the formula with multiples does not", c.TcID, c.Comment, std)
+			}
 			if fast && !std {
 				t.Errorf("%d, %s: the formula accepts what crypto/ecdsa does not", c.TcID, c.Comment)
 			}
