@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -50,6 +51,14 @@ func share(workers, count int, do func(i int) error) error {
 
 func nothing() error { return nil }
 
+// rest lets files come to rest: those that changed less than two seconds ago are compared by content.
+func (b *bench) rest() error {
+	if !b.quick {
+		time.Sleep(2100 * time.Millisecond)
+	}
+	return nil
+}
+
 // status measures how often a second `verify` can be opened, read and closed.
 func (b *bench) status() error {
 	registry, plain, bind := b.fresh(), b.fresh(), b.fresh()
@@ -64,6 +73,7 @@ func (b *bench) status() error {
 	}
 	s, err := b.serve(registry)
 	if err == nil {
+		b.rest()
 		for _, readers := range []int{1, 4} {
 			read := func(name string) task {
 				return task{nothing, func() error {

@@ -350,8 +350,11 @@ func readFile(dirfd int, name string, want, limit int64) ([]byte, sighting, Attr
 	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
 		return nil, sighting{attr.Stamp, at}, attr, err
 	}
+	if want < 0 { // a blob's rights are asked for where it is shown
+		attr = permitted(fd, attr)
+	}
 	// A file that shrank meanwhile is short here, and its digest is wrong.
-	return data[:n], sighting{attr.Stamp, at}, permitted(fd, attr), nil
+	return data[:n], sighting{attr.Stamp, at}, attr, nil
 }
 
 // An entry of a directory, as readDir gives it.
