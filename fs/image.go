@@ -213,7 +213,10 @@ var imageFiles = []imageFile{
 		}
 		return fileOf([]byte(i.entry.Digest+"\n"), i.snap.Attr, i.snap.Attr.Mtime), nil
 	}},
-	{"manifest.json", func(i *image, _ *layout.Manifest) bool {
+	{"manifest.json", func(i *image, m *layout.Manifest) bool {
+		if m != nil {
+			return true
+		}
 		_, err := manifestJSON(context.Background(), i)
 		return err == nil
 	}, manifestJSON},

@@ -36,6 +36,9 @@ type App struct {
 	indexes map[string]*readIndex
 
 	noSubject map[uint64]bool // manifests, by a hash of their digests
+
+	manifests recent[Manifest]
+	configs   recent[Config]
 }
 
 // readIndex is a nested index as it was read from its blob.

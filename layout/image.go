@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"path"
 	"strings"
 	"time"
 
@@ -90,6 +91,25 @@ func (s *Snapshot) manifest(e Entry, seen *Seen) (*Manifest, error) {
 	if e.Err != nil {
 		return nil, e.Err
 	}
+	if m, found := s.app.manifests.get(e.Descriptor); m != nil && s.Unmoved(found) {
+		seen.addAll(found)
+		again := *m
+		again.Descriptor = e.Descriptor
+		if m.Doc != nil {
+			again.Kind = kindOfManifest(e.Descriptor, m.Doc)
+		}
+		return &again, nil
+	}
+	var found Seen
+	m, err := s.readManifest(e, &found)
+	seen.addAll(found)
+	if err == nil {
+		s.app.manifests.put(e.Descriptor, m, found)
+	}
+	return m, err
+}
+
+func (s *Snapshot) readManifest(e Entry, seen *Seen) (*Manifest, error) {
 	dirfd, err := s.app.open()
 	if err != nil {
 		return nil, err
@@ -154,6 +174,20 @@ func looksLikeAttestation(d v1.Descriptor) bool {
 // Config reads the config of an image, and adds what it found, good or bad, to
 // seen, which may be nil.
 func (s *Snapshot) Config(m *Manifest, seen *Seen) (*Config, error) {
+	if c, found := s.app.configs.get(m.Doc.Config); c != nil && s.Unmoved(found) {
+		seen.addAll(found)
+		return c, nil
+	}
+	var found Seen
+	c, err := s.readConfig(m, &found)
+	seen.addAll(found)
+	if err == nil {
+		s.app.configs.put(m.Doc.Config, c, found)
+	}
+	return c, err
+}
+
+func (s *Snapshot) readConfig(m *Manifest, seen *Seen) (*Config, error) {
 	dirfd, err := s.app.open()
 	if err != nil {
 		return nil, err
@@ -308,6 +342,12 @@ func (s *Seen) add(name, sum digest.Digest, at sighting) {
 	s.files = append(s.files, seenFile{at, name, sum})
 }
 
+func (s *Seen) addAll(more Seen) {
+	if s != nil {
+		s.files = append(s.files, more.files...)
+	}
+}
+
 // Mtime is the newest modification time of the blobs, in nanoseconds since 1970.
 func (s *Seen) Mtime() int64 {
 	var t int64
@@ -449,12 +489,7 @@ func (a *App) OpenFile(name string) (*Blob, error) {
 
 // Stat tells what a file or directory of the layout is, by its path in it.
 func (a *App) Stat(name string) (Attr, error) {
-	dirfd, err := a.open()
-	if err != nil {
-		return Attr{}, err
-	}
-	defer closeFD(dirfd)
-	attr, err := statPermitted(dirfd, name)
+	attr, err := statPermitted(a.parent, path.Join(a.path, name))
 	if err == nil && !attr.Mode.IsRegular() && !attr.Mode.IsDir() {
 		err = corruptf("%s: %s", name, kindOf(attr.Mode))
 	}
