@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -219,6 +220,9 @@ func (m *mountFlags) serve(registry, dir string) error {
 	}
 	for _, name := range irfs.HiddenApps(reg) {
 		warn("app %s is hidden: a mount has a directory of that name", name)
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50) // a mount keeps much and makes little anew: a quarter less memory for little work
 	}
 	// Before the mount is there, so that no signal is missed.
 	signals := make(chan os.Signal, 2)
