@@ -49,14 +49,14 @@
 //  2. read index.json and what hangs on it, and compute every new blob in memory;
 //  3. write each to an unnamed file, fsync it, give it its digest for a name, and
 //     fsync the directory. One that is there is hashed before it is trusted;
-//  4. write and fsync the new index.json under a working name, make sure that the
-//     old one is still what was read, and rename the new one over it;
+//  4. write and fsync the new index.json as an unnamed file, make sure that the
+//     old one is still what was read, name the new one `.irfs`, and rename it over the old one;
 //  5. fsync the app's directory.
 //
 // No blob is ever modified where it stands, and nothing but [App.Collect] deletes
 // one, except that a change which fails takes back what it brought itself (undo.go).
 // Owner, mode and ACL of what is replaced are kept. Working files that need a
-// name lie in a directory `.irfs/<random>/` of the app, or of the registry for
+// name for longer (where the file system has no unnamed ones) lie in a directory `.irfs/<random>/` of the app, or of the registry for
 // an app that is not there yet, which its owner holds locked; what the dead
 // left is removed by the next change.
 //
@@ -79,6 +79,7 @@
 // # Remembering
 //
 // What was read is kept with the [Stamp] of its file, and read again when
-// the stamp has changed. A file that had changed less than two seconds before it
+// the stamp has changed: of index.json a row for each descriptor (rows.go), of nested indexes all, of manifests and configs the last few.
+// That nothing changed is seen by stat(2) alone ([Registry.Look], [Snapshot.Unmoved]). A file that had changed less than two seconds before it
 // was read is compared by content, since its times cannot show the next change.
 package layout
