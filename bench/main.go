@@ -100,7 +100,10 @@ func (b *bench) run(dir, file string) (err error) {
 			return fmt.Errorf("%s: %d rows, and not %d", part.name, made, part.rows)
 		}
 		if !b.quick {
-			fmt.Fprintln(os.Stderr, "done:", part.name)
+			fmt.Fprintln(os.Stderr, time.Now().Format(time.TimeOnly), part.name)
+			for _, r := range b.rows[before:] {
+				fmt.Fprintf(os.Stderr, "  %s: %s (%s)\n", r.what, r.figure, r.detail)
+			}
 		}
 	}
 	if err := b.print(os.Stdout); err != nil || file == "" {

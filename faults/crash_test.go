@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -339,6 +340,12 @@ func (b *bed) either(registry string, acknowledged, tools bool) error {
 			}
 		}
 	}
+	// A directory blobs/<algorithm> that a merge has just made stays, though nothing may be in it.
+	for name := range now {
+		if path.Base(path.Dir(name)) == "blobs" && b.after.then[name] != "" && !acknowledged && !hasBelow(now, name) {
+			delete(now, name)
+		}
+	}
 	was := b.after
 	if diff := differences(now, was.then); diff != "" {
 		if was = b.before; acknowledged {
@@ -563,6 +570,16 @@ func (b *bed) failed(registry string, f *fault, err error) error {
 }
 
 // differences says in what two trees differ, "" if in nothing.
+// hasBelow says whether there is something in a directory of a tree.
+func hasBelow(tree map[string]string, dir string) bool {
+	for name := range tree {
+		if strings.HasPrefix(name, dir+"/") {
+			return true
+		}
+	}
+	return false
+}
+
 func differences(got, want map[string]string) string {
 	var list []string
 	for name, is := range got {

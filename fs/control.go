@@ -186,9 +186,10 @@ func unnamed(name, of string, err error) error {
 }
 
 // mayHoldKey says whether a name is, or has in it, what twelve bytes of a key or more could be in base64 or hex. A path
-// with a few capitals or digits is not taken for that.
+// with a few capitals or digits is not taken for that. Of a name without a slash every byte has to be one that names of files mostly
+// have, for a few bytes of a key in DER may be text by chance.
 func mayHoldKey(name string) bool {
-	if strings.Trim(name, base64) == "" {
+	if strings.Trim(name, base64) == "" || !strings.Contains(name, "/") && strings.Trim(name, base64+"._@- ") != "" {
 		return true
 	}
 	var run, capitals, others, hex, digits int

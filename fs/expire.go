@@ -95,6 +95,7 @@ type census struct {
 	made    atomic.Int64 // nodes, since the last one
 	left    atomic.Int64 // by the last one
 	running atomic.Bool
+	ended   atomic.Bool // the mount
 	done    sync.WaitGroup
 }
 
@@ -109,13 +110,22 @@ func (c *census) take(root *gofs.Inode) {
 	c.done.Go(func() {
 		defer c.running.Store(false)
 		c.made.Store(0)
-		c.left.Store(dropGone(root))
+		c.left.Store(c.dropGone(root))
 	})
 }
 
+// end ends the one that is being taken. There is no other after it.
+func (c *census) end() {
+	c.ended.Store(true)
+	c.done.Wait()
+}
+
 // dropGone makes the kernel forget what is gone of that which is below a directory, and counts the rest.
-func dropGone(in *gofs.Inode) (left int64) {
+func (c *census) dropGone(in *gofs.Inode) (left int64) {
 	for name, child := range in.Children() {
+		if c.ended.Load() {
+			break
+		}
 		left++
 		node, ok := child.Operations().(*dirNode)
 		if !ok {
@@ -125,7 +135,7 @@ func dropGone(in *gofs.Inode) (left int64) {
 			in.NotifyEntry(name)
 			continue
 		}
-		left += dropGone(child)
+		left += c.dropGone(child)
 	}
 	return left
 }

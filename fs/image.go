@@ -323,7 +323,7 @@ func (i *image) ofVerdict(v *sign.Verdict, text []byte) *Item {
 	return fileOf(text, i.snap.Attr, max(v.Mtime, i.snap.Attr.Mtime))
 }
 
-// A basis is a state of the app, and the verdict on an image in it.
+// A basis is a state of the app, and the verdict on an image that its index.json lists: no nested index can come between.
 type basis struct {
 	serial  uint64
 	verdict *sign.Verdict
@@ -331,11 +331,11 @@ type basis struct {
 
 // holds says whether what is based on it surely is what would be computed anew.
 func (d *imageDir) holds(b *basis) bool {
-	if b == nil || b.verdict.Status == sign.Corrupt {
+	if b == nil || b.verdict.Status == sign.Corrupt || d.platform != "" {
 		return false
 	}
 	_, snap, err := d.t.look(d.app)
-	return err == nil && snap.Serial() == b.serial && b.verdict.Holds(snap)
+	return err == nil && snap.Serial() == b.serial && (d.tag != "" || snap.Lists(d.digest)) && b.verdict.Holds(snap)
 }
 
 // verdict is the full verdict if it is known, otherwise the one without layers.

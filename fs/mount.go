@@ -129,7 +129,7 @@ func yes(b bool) string {
 func (m *Mount) Wait() {
 	m.server.Wait()
 	m.drops.close()
-	m.drops.mounted.census.done.Wait()
+	m.drops.mounted.census.end()
 }
 
 // Unmount unmounts; EBUSY while somebody uses it.

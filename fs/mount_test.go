@@ -678,3 +678,43 @@ func (w *world) nodes() (n int) {
 	}
 	return n
 }
+
+// TestDamageInBetweenIsSeenAtOnce: an image that is reached through a nested index is not there when that is damaged, or gone.
+func TestDamageInBetweenIsSeenAtOnce(t *testing.T) {
+	for _, damage := range []string{"spoiled", "removed"} {
+		t.Run(damage, func(t *testing.T) {
+			l := sample.New()
+			child := l.Image(sample.Linux("amd64"), sample.Gzip("a", "b"))
+			index := l.Index(child)
+			l.Tag("multi", index)
+			w := newWorld(t, l)
+			names := []string{"app/tags/multi/platforms/linux-amd64/verify", "app/manifests/" + strings.Replace(string(child.Digest), ":", "-", 1) + "/verify"}
+			time.Sleep(2100 * time.Millisecond) // files come to rest
+			for range 2 {
+				for _, name := range names {
+					if word := w.read(name); word != "unsigned\n" {
+						t.Fatalf("%s: %q", name, word)
+					}
+				}
+			}
+			at := w.registry + "/app/" + sample.Path(index.Digest)
+			if damage == "removed" {
+				must(t, os.Remove(at))
+			} else {
+				must(t, os.WriteFile(at, bytes.Replace(l.Bytes(index), []byte("a"), []byte("b"), 1), 0o644))
+			}
+			for _, name := range names {
+				if word, err := os.ReadFile(filepath.Join(w.mnt, name)); !errors.Is(err, iofs.ErrNotExist) {
+					t.Errorf("%s: %q, %v", name, word, err)
+				}
+			}
+		})
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

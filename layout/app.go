@@ -37,8 +37,7 @@ type App struct {
 
 	noSubject map[uint64]bool // manifests, by a hash of their digests
 
-	manifests recent[Manifest]
-	configs   recent[Config]
+	recents *recents // its registry's; nil for one that is not published yet
 }
 
 // readIndex is a nested index as it was read from its blob.
@@ -316,6 +315,9 @@ func (s *Snapshot) Digest(d digest.Digest) (Entry, error) {
 	}
 	return e, err
 }
+
+// Lists says whether index.json itself lists that digest.
+func (s *Snapshot) Lists(d digest.Digest) bool { return len(s.of(d)) > 0 }
 
 // Top lists what index.json itself lists, in its order.
 func (s *Snapshot) Top() []Entry {

@@ -236,11 +236,14 @@ func (s *Staged) mkdir(dirfd int, name string) error {
 		return err
 	}
 	fd, err := openDir(dirfd, name)
-	if err != nil {
-		return err
+	if err == nil {
+		defer closeFD(fd)
+		err = own(fd, name, s.owner, 0o755)
 	}
-	defer closeFD(fd)
-	return own(fd, name, s.owner, 0o755)
+	if err != nil {
+		rmdir(dirfd, name)
+	}
+	return err
 }
 
 // mkdirs makes a directory of the staged app, once.

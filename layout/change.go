@@ -519,38 +519,23 @@ func (l *locked) create(dirfd int, what string) (*newFile, error) {
 	if f != nil || err != nil {
 		return f, err
 	}
-	if err := l.needWork(); err != nil {
-		return nil, err
+	if l.work == nil {
+		if l.work, err = newWork(l.dirfd); err != nil {
+			return nil, err
+		}
 	}
 	return createNamed(l.work, what)
 }
 
-func (l *locked) needWork() (err error) {
-	if l.work == nil {
-		l.work, err = newWork(l.dirfd)
-	}
-	return err
-}
-
-// replace puts the file in the place of the one that has the name, at once. An unnamed file has the name of the
-// work directory for a moment.
+// replace puts the file in the place of the one that has the name, at once. An unnamed file has a working name in the app's directory
+// for a moment.
 func (l *locked) replace(f *newFile, dirfd int, name string) error {
-	if f.name == "" && l.work == nil {
-		if err := linkOpen(f.fd, l.dirfd, workName); err == nil {
-			f.dir, f.name = l.dirfd, workName
-		} else if !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-	}
 	if f.name == "" {
-		if err := l.needWork(); err != nil {
+		tmp := workName + "-" + strings.ToLower(rand.Text())
+		if err := linkOpen(f.fd, l.dirfd, tmp); err != nil {
 			return err
 		}
-		tmp := strings.ToLower(rand.Text())
-		if err := linkOpen(f.fd, l.work.fd, tmp); err != nil {
-			return err
-		}
-		f.dir, f.name = l.work.fd, tmp
+		f.dir, f.name = l.dirfd, tmp
 	}
 	err := rename(f.dir, f.name, dirfd, name, 0)
 	if err == nil {
@@ -559,9 +544,14 @@ func (l *locked) replace(f *newFile, dirfd int, name string) error {
 	return err
 }
 
-// clean removes what a change that was killed left in the app.
+// clean removes what a change that was killed left in the app. It holds the app, so nobody is just at it.
 func (l *locked) clean() {
-	unlink(l.dirfd, workName) // if it is an index.json that had not its place yet; a directory it does not remove
+	list, _ := readDir(l.dirfd, ".")
+	for _, e := range list {
+		if rest, ok := strings.CutPrefix(e.name, workName+"-"); ok && e.mode.IsRegular() && len(rest) == len(rand.Text()) {
+			unlink(l.dirfd, e.name)
+		}
+	}
 	clean(l.dirfd)
 }
 
@@ -678,6 +668,6 @@ func (s *Snapshot) leftBehind(moved map[digest.Digest]digest.Digest) []string {
 	for _, d := range r.order {
 		refers(r.nodes[d].Entry)
 	}
-	slices.SortFunc(left, cmp.Compare)
-	return left
+	slices.Sort(left)
+	return slices.Compact(left)
 }

@@ -236,11 +236,15 @@ func allDirs(dirfd int, name string) bool {
 	return true
 }
 
-// lstat follows symbolic links but for one at the end: it is for what unmoved is for.
+// lstat follows symbolic links but for one at the end: it is for what unmoved is for. A file system on the net is asked, and
+// not its cache here, as it is when a file is opened.
 func lstat(dirfd int, name string) (Attr, error) {
-	var st unix.Stat_t
-	err := unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT)
-	return attrOf(&st), err
+	var st unix.Statx_t
+	err := unix.Statx(dirfd, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT|unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st)
+	return attrOf(&unix.Stat_t{
+		Dev: unix.Mkdev(st.Dev_major, st.Dev_minor), Ino: st.Ino, Mode: uint32(st.Mode), Uid: st.Uid, Gid: st.Gid, Size: int64(st.Size),
+		Mtim: unix.Timespec{Sec: st.Mtime.Sec, Nsec: int64(st.Mtime.Nsec)}, Ctim: unix.Timespec{Sec: st.Ctime.Sec, Nsec: int64(st.Ctime.Nsec)},
+	}), err
 }
 
 // isNamed says whether name still is the file or directory that is open as fd.
@@ -668,8 +672,9 @@ func mayCreate(dirfd int, name string) error {
 	return pathError("access", name, errno)
 }
 
-// workName is where working files lie that need a name: in an app, or in the
-// registry for an app that is not there yet.
+// workName is where working files lie that need a name for longer: in an app, or in the
+// registry for an app that is not there yet. With a random text behind it, it is what an index.json is called in its
+// app before it takes its place.
 const workName = ".irfs"
 
 // A work directory is <parent>/.irfs/<random>/, held by flock(2) as long as

@@ -91,7 +91,11 @@ func (s *Snapshot) manifest(e Entry, seen *Seen) (*Manifest, error) {
 	if e.Err != nil {
 		return nil, e.Err
 	}
-	if m, found := s.app.manifests.get(e.Descriptor); m != nil && s.Unmoved(found) {
+	recents := s.app.recents
+	if recents == nil {
+		return s.readManifest(e, seen)
+	}
+	if m, found := recents.manifests.get(s.app, e.Descriptor); m != nil && s.Unmoved(found) {
 		seen.addAll(found)
 		again := *m
 		again.Descriptor = e.Descriptor
@@ -104,7 +108,7 @@ func (s *Snapshot) manifest(e Entry, seen *Seen) (*Manifest, error) {
 	m, err := s.readManifest(e, &found)
 	seen.addAll(found)
 	if err == nil {
-		s.app.manifests.put(e.Descriptor, m, found)
+		recents.manifests.put(s.app, e.Descriptor, m, found)
 	}
 	return m, err
 }
@@ -174,7 +178,11 @@ func looksLikeAttestation(d v1.Descriptor) bool {
 // Config reads the config of an image, and adds what it found, good or bad, to
 // seen, which may be nil.
 func (s *Snapshot) Config(m *Manifest, seen *Seen) (*Config, error) {
-	if c, found := s.app.configs.get(m.Doc.Config); c != nil && s.Unmoved(found) {
+	recents := s.app.recents
+	if recents == nil {
+		return s.readConfig(m, seen)
+	}
+	if c, found := recents.configs.get(s.app, m.Doc.Config); c != nil && s.Unmoved(found) {
 		seen.addAll(found)
 		return c, nil
 	}
@@ -182,7 +190,7 @@ func (s *Snapshot) Config(m *Manifest, seen *Seen) (*Config, error) {
 	c, err := s.readConfig(m, &found)
 	seen.addAll(found)
 	if err == nil {
-		s.app.configs.put(m.Doc.Config, c, found)
+		recents.configs.put(s.app, m.Doc.Config, c, found)
 	}
 	return c, err
 }

@@ -50,7 +50,7 @@
 //  3. write each to an unnamed file, fsync it, give it its digest for a name, and
 //     fsync the directory. One that is there is hashed before it is trusted;
 //  4. write and fsync the new index.json as an unnamed file, make sure that the
-//     old one is still what was read, name the new one `.irfs`, and rename it over the old one;
+//     old one is still what was read, name the new one `.irfs-<random>`, and rename it over the old one;
 //  5. fsync the app's directory.
 //
 // No blob is ever modified where it stands, and nothing but [App.Collect] deletes

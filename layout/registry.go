@@ -46,6 +46,8 @@ type Registry struct {
 	most int // apps, before forget looks which are gone
 	dirs map[string]seenDir
 
+	recents recents
+
 	staging staging
 	windows atomic.Int32 // archives that are being unpacked and have one
 }
@@ -305,7 +307,7 @@ func (r *Registry) Look(name string) (*App, *Snapshot, error) {
 		return nil, nil, err
 	}
 	a.mu.Lock()
-	if !a.stands(a.ground) {
+	if blobs, err := lstat(r.fd, name+"/blobs"); err != nil || blobs.Stamp != a.ground.blobs || !a.stands(a.ground) {
 		a.ground = a.survey()
 	}
 	a.mu.Unlock()
@@ -352,6 +354,7 @@ func (r *Registry) App(name string) (*App, error) {
 	if a == nil {
 		r.forget()
 		a = newApp(name, r.fd, name)
+		a.recents = &r.recents
 		r.apps[name] = a
 	}
 	return a, nil

@@ -1,7 +1,9 @@
 package sign
 
 import (
+	"maps"
 	"math/big"
+	"slices"
 	"sync"
 
 	"filippo.io/nistec"
@@ -52,8 +54,14 @@ func sumX(u1, u2 *big.Int, q *multiples) *big.Int {
 // frequent keeps the multiples of the keys that are used most, as those of a vendor are in his registry.
 var frequent struct {
 	sync.Mutex
-	uses map[string]int
-	of   map[string]*multiples
+	uses  map[string]int
+	of    map[string]*frequentKey
+	clock int // uses of all of them
+}
+
+type frequentKey struct {
+	multiples *multiples // nil until they are computed
+	used      int        // when, the last time
 }
 
 const (
@@ -64,10 +72,23 @@ const (
 
 // multiples gives those of a key that is used often, nil for another.
 func (k *PublicKey) multiples() *multiples {
+	key := k.frequentKey()
+	if key == nil {
+		return nil
+	}
 	frequent.Lock()
 	defer frequent.Unlock()
-	if m := frequent.of[k.der]; m != nil {
-		return m
+	return key.multiples
+}
+
+// frequentKey counts a use of the key, and computes its multiples when it is used often: meanwhile others do without them.
+func (k *PublicKey) frequentKey() *frequentKey {
+	frequent.Lock()
+	defer frequent.Unlock()
+	frequent.clock++
+	if key := frequent.of[k.der]; key != nil {
+		key.used = frequent.clock
+		return key
 	}
 	if len(frequent.uses) >= maxUsesNoted || frequent.uses == nil {
 		frequent.uses = map[string]int{}
@@ -79,11 +100,19 @@ func (k *PublicKey) multiples() *multiples {
 	if err != nil {
 		return nil
 	}
-	if len(frequent.of) >= maxFrequent || frequent.of == nil {
-		frequent.of = map[string]*multiples{}
-	}
 	delete(frequent.uses, k.der)
+	if frequent.of == nil {
+		frequent.of = map[string]*frequentKey{}
+	}
+	if len(frequent.of) >= maxFrequent { // the one that was not used for longest
+		oldest := slices.MinFunc(slices.Collect(maps.Keys(frequent.of)), func(a, b string) int { return frequent.of[a].used - frequent.of[b].used })
+		delete(frequent.of, oldest)
+	}
+	key := &frequentKey{used: frequent.clock}
+	frequent.of[k.der] = key
+	frequent.Unlock()
 	m := multiplesOf(p)
-	frequent.of[k.der] = m
-	return m
+	frequent.Lock()
+	key.multiples = m
+	return key
 }

@@ -47,8 +47,8 @@ func runUmount(c *command, args []string) error {
 // serverOf gives a pidfd of the process that serves a mount, or -1. It does not
 // wait for a process that does not answer.
 func serverOf(dir string) int {
-	pid, known := serverByConnection(dir)
-	if !known {
+	pid, found := serverByConnection(dir)
+	if !found {
 		pid = serverByItself(dir)
 	}
 	if pid == 0 {
@@ -62,9 +62,9 @@ func serverOf(dir string) int {
 }
 
 // serverByConnection finds the process with the name of this program that has the connection of a mount open (Linux 6.10 tells
-// in fdinfo; else known is false). It asks nothing of the mount: a process that stopped while it had a
+// in fdinfo); pid is 0 if that is stopped, and will not end. It asks nothing of the mount: a process that stopped while it had a
 // question would hold up this one, even when that is killed.
-func serverByConnection(dir string) (pid int, known bool) {
+func serverByConnection(dir string) (pid int, found bool) {
 	number, err := irfs.Connection(dir)
 	name, nameErr := os.ReadFile("/proc/self/comm")
 	if err != nil || nameErr != nil {
@@ -82,21 +82,20 @@ func serverByConnection(dir string) (pid int, known bool) {
 				continue
 			}
 			info, _ := os.ReadFile(filepath.Join(process, "fdinfo", filepath.Base(file)))
-			_, after, ok := bytes.Cut(info, []byte("\nfuse_connection:"))
-			known = known || ok
+			_, after, _ := bytes.Cut(info, []byte("\nfuse_connection:"))
 			var n uint32
 			if _, err := fmt.Sscan(string(after), &n); err != nil || n != number {
 				continue
 			}
 			stat, _ := os.ReadFile(process + "/stat")
-			if _, state, _ := bytes.Cut(stat, []byte(") ")); bytes.HasPrefix(state, []byte("T")) { // stopped: it will not end
+			if _, state, _ := bytes.Cut(stat, []byte(") ")); bytes.HasPrefix(state, []byte("T")) {
 				return 0, true
 			}
 			pid, err := strconv.Atoi(filepath.Base(process))
 			return pid, err == nil
 		}
 	}
-	return 0, known
+	return 0, false
 }
 
 // serverByItself asks the mount.
