@@ -48,6 +48,9 @@
 //	             by none of the configured CAs                                untrusted
 //	                                                                          verified
 //
+// A signature is verified by the formula of SEC 1 with points that are added by circl, or for a key that is used often by nistec and
+// its multiples (multiples.go); crypto/ecdsa is asked before anything is refused. It parses keys, and it alone signs.
+//
 // With full, every layer is read as well: size and digest of the blob, and that
 // what it unpacks to, to the end of the stream, has the config's diff_id; if not, the
 // image is corrupt. Only then is the signature one of the files.
