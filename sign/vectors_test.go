@@ -54,12 +54,14 @@ func TestVerifyWycheproof(t *testing.T) {
 		return b
 	}
 	tried, slow := 0, 0
-	for _, group := range file.TestGroups {
+	for n, group := range file.TestGroups {
 		key, err := ParsePublicKey(unhex(group.PublicKeyDer))
 		if err != nil {
 			t.Fatalf("%s: %v", group.PublicKeyDer, err)
 		}
-		withMultiples(t, key)
+		if n%8 == 0 || len(group.Tests) > 8 { // they take long to compute
+			withMultiples(t, key)
+		}
 		for _, c := range group.Tests {
 			tried++
 			message, sig := unhex(c.Msg), unhex(c.Sig)
@@ -71,7 +73,7 @@ func TestVerifyWycheproof(t *testing.T) {
 			std := ecdsa.VerifyASN1(key.key, sum[:], sig)
 			parsed, err := parseSignature(sig)
 			fast := err == nil && key.fitsWith(sum[:], parsed, nil)
-			if m := multiplesIn[key.der]; err == nil && key.fitsWith(sum[:], parsed, m) != std {
+			if m := multiplesIn[key.der]; m != nil && err == nil && key.fitsWith(sum[:], parsed, m) != std {
 				t.Errorf("%d, %s: crypto/ecdsa says %v, and the formula with multiples does not", c.TcID, c.Comment, std)
 			}
 			if fast && !std {
