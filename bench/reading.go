@@ -77,7 +77,7 @@ func (b *bench) status() error {
 		for _, readers := range []int{1, 4} {
 			read := func(name string) task {
 				return task{nothing, func() error {
-					return share(readers, b.sized(100_000, 100), func(int) error {
+					return share(readers, b.sized(50_000, 100), func(int) error {
 						var buf [64]byte
 						text, err := readWhole(name, buf[:])
 						if err == nil && string(text) != "verified\n" {

@@ -38,15 +38,16 @@ func (b *bench) mounting() error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(b.walking(s.mnt), b.stop(s))
+	return errors.Join(b.walking(s.mnt, apps), b.stop(s))
 }
 
-// walking walks a mount, beside bindfs on a tree with as many entries.
-func (b *bench) walking(mnt string) error {
-	count, directories, err := entries(mnt)
+// walking walks a mount of so many apps that are alike, beside bindfs on a tree with as many entries.
+func (b *bench) walking(mnt string, apps int) error {
+	count, directories, err := entries(mnt + "/app0")
 	if err != nil {
 		return err
 	}
+	count, directories = apps*count+2, apps*directories+2 // and the root, and import
 	plain, bind := b.fresh(), b.fresh()
 	// What there is to walk are directories: of each there are as many, with as many names in it, which here are those of few files.
 	file := ""
