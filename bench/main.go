@@ -1,7 +1,7 @@
 // Bench measures irfs beside what does the same job, or a part of it, in one run
 // on one machine, and prints a table of ratios.
 //
-//	go run ./bench [-quick] [-runs N] [-dir DIR] [-only PART] [-o FILE]
+//	go run ./bench [-quick] [-runs N] [-dir DIR] [-only PART,…] [-o FILE]
 //
 // Each row runs its two commands in turn, A B A B …, and gives the median time of
 // each and the median of the ratios of each pair. What is read is in
@@ -53,7 +53,7 @@ func main() {
 	b := &bench{}
 	flag.BoolVar(&b.quick, "quick", false, "small data: the times mean nothing")
 	flag.IntVar(&b.runs, "runs", 5, "how often each pair is run")
-	flag.StringVar(&b.only, "only", "", "only the part of this name")
+	flag.StringVar(&b.only, "only", "", "only the parts of these names")
 	dir := flag.String("dir", os.TempDir(), "where the data lies")
 	file := flag.String("o", "", "write the table to this file, and the plot beside it (default docs/BENCHMARKS.md, after a run of everything)")
 	flag.Parse()
@@ -89,7 +89,7 @@ func (b *bench) run(dir, file string) (err error) {
 		{"command", 1, b.command}, {"sign", 1, b.signing}, {"mount", 3, b.mounting}, {"large", 4, b.oneLargeApp}, {"growth", 1, b.growth},
 		{"import", 1, b.importing}, {"drop", 1, b.dropping}, {"small", 1, b.manySmall}, {"memory", b.sized(4, 2), b.memory},
 	} {
-		if b.only != "" && b.only != part.name {
+		if b.only != "" && !slices.Contains(strings.Split(b.only, ","), part.name) {
 			continue
 		}
 		before := len(b.rows)
@@ -119,9 +119,9 @@ func (b *bench) write(name string) error {
 		return err
 	}
 	var text, svg bytes.Buffer
-	fmt.Fprintf(&text, "# Benchmarks\n\nMade by `go run ./bench`, each row %d times, on %s with %d cores (%s).\n"+
+	fmt.Fprintf(&text, "# Benchmarks\n\nMade by `go run ./bench %s`, each row %d times, on %s with %d cores (%s).\n"+
 		"Every figure is a ratio, or a difference, to what is in the second column, run in turn with it; times are there\n"+
-		"for their order of magnitude. How each row is made is said in `bench/`.\n\n", b.runs, kernel(), runtime.NumCPU(), runtime.Version())
+		"for their order of magnitude. How each row is made is said in `bench/`.\n\n", strings.Join(os.Args[1:], " "), b.runs, kernel(), runtime.NumCPU(), runtime.Version())
 	if err := b.print(&text); err != nil {
 		return err
 	}
