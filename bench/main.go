@@ -159,7 +159,7 @@ func (b *bench) print(w io.Writer) error {
 	fmt.Fprintln(t, "| what\t| beside\t| figure\t| target\t| seen\t|")
 	fmt.Fprintln(t, "| ---\t| ---\t| ---\t| ---\t| ---\t|")
 	for _, r := range b.rows {
-		fmt.Fprintf(t, "| %s\t| %s\t| %s\t| %s\t| %s\t|\n", r.what, r.beside, r.figure, r.target, r.detail)
+		fmt.Fprintf(t, "| %s\t| %s\t| %s\t| %s\t| %s\t|\n", r.what, strings.ReplaceAll(r.beside, "|", `\|`), r.figure, r.target, r.detail)
 	}
 	return t.Flush()
 }
