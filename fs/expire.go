@@ -2,10 +2,7 @@ package fs
 
 import (
 	"context"
-	"errors"
 	"strings"
-	"sync"
-	"sync/atomic"
 
 	gofs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/opencontainers/go-digest"
@@ -87,55 +84,4 @@ func expireFiles(dir *gofs.Inode) {
 			dir.NotifyEntry(name)
 		}
 	}
-}
-
-// A census finds the directories in the kernel's memory that are not there any more: it forgets what it has looked up
-// when memory is short, not before, and for each name there is a node here.
-type census struct {
-	made    atomic.Int64 // nodes, since the last one
-	left    atomic.Int64 // by the last one
-	running atomic.Bool
-	ended   atomic.Bool // the mount
-	done    sync.WaitGroup
-}
-
-// fewNodes are not worth a census.
-const fewNodes = 4096
-
-// take counts a new node, and takes a census if there are twice as many nodes as the last one left.
-func (c *census) take(root *gofs.Inode) {
-	if c.made.Add(1) < max(fewNodes, c.left.Load()) || !c.running.CompareAndSwap(false, true) {
-		return
-	}
-	c.done.Go(func() {
-		defer c.running.Store(false)
-		c.made.Store(0)
-		c.left.Store(c.dropGone(root))
-	})
-}
-
-// end ends the one that is being taken. There is no other after it.
-func (c *census) end() {
-	c.ended.Store(true)
-	c.done.Wait()
-}
-
-// dropGone makes the kernel forget what is gone of that which is below a directory, and counts the rest.
-func (c *census) dropGone(in *gofs.Inode) (left int64) {
-	for name, child := range in.Children() {
-		if c.ended.Load() {
-			break
-		}
-		left++
-		node, ok := child.Operations().(*dirNode)
-		if !ok {
-			continue
-		}
-		if _, err := node.dir.item(context.Background()); errors.Is(err, errAbsent) {
-			in.NotifyEntry(name)
-			continue
-		}
-		left += c.dropGone(child)
-	}
-	return left
 }

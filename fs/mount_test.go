@@ -667,6 +667,66 @@ func TestWhatIsGoneIsForgotten(t *testing.T) {
 	}
 }
 
+// TestWhatIsUnusedIsForgotten: however many names are looked up, the mount holds so many at most, and those that somebody uses.
+func TestWhatIsUnusedIsForgotten(t *testing.T) {
+	l := images(1)
+	const many = 40_000
+	for i := range many {
+		l.Tag(fmt.Sprint("t", i), v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: digest.FromString(fmt.Sprint(i)), Size: 1})
+	}
+	w := newWorld(t, l)
+	inside := w.mnt + "/app/tags/t0/platforms"
+	here := exec.Command("sleep", "1000")
+	here.Dir = inside
+	if err := here.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { here.Process.Kill(); here.Wait() })
+	open, err := os.Open(w.mnt + "/app/tags/t1/verify")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+	for i := range many {
+		if _, err := os.Lstat(fmt.Sprintf("%s/app/tags/t%d", w.mnt, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if where, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", here.Process.Pid)); where != inside {
+		t.Errorf("somebody stands in %s, and not in %s (%v)", where, inside, err)
+	}
+	if word, err := io.ReadAll(open); string(word) != "corrupt\n" {
+		t.Errorf("what was open says %q (%v)", word, err)
+	}
+	if word := w.read("app/tags/t0/verify"); word != "corrupt\n" {
+		t.Errorf("after all that it says %q", word)
+	}
+	if !prunes(t) {
+		return // what a mount holds is bounded since Linux 6.18
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		nodes := w.nodes()
+		if nodes < many/2 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d names are held", nodes)
+		}
+	}
+}
+
+// prunes says whether this kernel can be made to forget what nobody uses.
+func prunes(t *testing.T) bool {
+	t.Helper()
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		t.Fatal(err)
+	}
+	var major, minor int
+	fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &major, &minor)
+	return major > 6 || major == 6 && minor >= 18
+}
+
 // nodes is how many names the mount holds.
 func (w *world) nodes() (n int) {
 	w.t.Helper()

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"io"
 	iofs "io/fs"
 	"path"
 	"sync/atomic"
@@ -185,7 +186,9 @@ func (n *dirNode) node(at, name string, item *Item) gofs.InodeEmbedder {
 	case item.live != nil:
 		return &liveNode{shown: base}
 	}
-	return &fileNode{shown: base}
+	file := &fileNode{shown: base}
+	file.basis.Store(item.basis)
+	return file
 }
 
 func (n *dirNode) Getattr(ctx context.Context, _ gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
@@ -260,7 +263,7 @@ func (s *shown) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {
 type fileNode struct {
 	gofs.Inode
 	shown
-	basis atomic.Pointer[basis] // by which it was opened last
+	basis atomic.Pointer[basis] // by which it was looked up or opened last
 }
 
 var (
@@ -352,24 +355,31 @@ func (m *mounted) open(now *Item, cached bool) (gofs.FileHandle, uint32, syscall
 	return &blobHandle{blob, cached && m.passthrough.Load()}, flags, 0
 }
 
+// smallRead: of so many bytes a copy takes less time than splice(2), which needs a pipe.
+const smallRead = 16 << 10
+
 // Read serves what the handle holds.
 func (n *fileNode) Read(_ context.Context, h gofs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
 	switch h := h.(type) {
 	case *blobHandle:
-		return fuse.ReadResultFd(uintptr(h.blob.FD()), off, len(dest)), 0
+		if len(dest) > smallRead {
+			return fuse.ReadResultFd(uintptr(h.blob.FD()), off, len(dest)), 0
+		}
+		n, err := h.blob.ReadAt(dest, off)
+		if err != nil && err != io.EOF {
+			return nil, errnoOf(err)
+		}
+		return fuse.ReadResultVector([][]byte{dest[:n]}), 0
 	case *dataHandle:
 		return part(h.data, dest, off), 0
 	}
 	return nil, syscall.EBADF
 }
 
-// part is what a read of len(dest) bytes at off gives, never more.
+// part is what a read of len(dest) bytes at off gives, never more. (Of ReadResultData go-fuse first tries to make a splice(2).)
 func part(data, dest []byte, off int64) fuse.ReadResult {
-	if off >= int64(len(data)) {
-		return fuse.ReadResultData(nil)
-	}
-	data = data[off:]
-	return fuse.ReadResultData(data[:min(len(data), len(dest))])
+	data = data[min(off, int64(len(data))):]
+	return fuse.ReadResultVector([][]byte{data[:min(len(data), len(dest))]})
 }
 
 // A dataHandle is an open file that the tree computed.

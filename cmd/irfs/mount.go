@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -221,9 +222,6 @@ func (m *mountFlags) serve(registry, dir string) error {
 	for _, name := range irfs.HiddenApps(reg) {
 		warn("app %s is hidden: a mount has a directory of that name", name)
 	}
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50) // a mount keeps much and makes little anew: a quarter less memory for little work
-	}
 	// Before the mount is there, so that no signal is missed.
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
@@ -231,6 +229,7 @@ func (m *mountFlags) serve(registry, dir string) error {
 	if err != nil {
 		return err
 	}
+	tune()
 	if err := detach(); err != nil {
 		mount.Detach()
 		return err
@@ -241,6 +240,19 @@ func (m *mountFlags) serve(registry, dir string) error {
 		close(done)
 	}()
 	return untilUnmounted(mount, signals, done)
+}
+
+// tune adapts Go's runtime to what a mount does, where the environment does not say how. The mount is there.
+func tune() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50) // a mount keeps much and makes little anew: a quarter less memory for little work
+	}
+	if os.Getenv("GOMAXPROCS") == "" {
+		// A thread that waits for a request keeps its place among those that run, until that is taken from it some ten
+		// microseconds later. go-fuse has one more of them than there were places, but 17 at most.
+		places := runtime.GOMAXPROCS(0)
+		runtime.GOMAXPROCS(places + min(places+1, 17))
+	}
 }
 
 // untilUnmounted serves until the mount is gone. The first signal unmounts, if
