@@ -29,10 +29,20 @@ func ParseDigest(s string) (digest.Digest, error) {
 	default:
 		return "", &fault{fmt.Errorf("%.150q is not a digest: its algorithm must be sha256 or sha512", s), []error{ErrDigest}}
 	}
-	if len(hex) != length || strings.Trim(hex, "0123456789abcdef") != "" {
+	if len(hex) != length || !isHex(hex) {
 		return "", &fault{fmt.Errorf("%.150q is not a digest: after %s: there must be %d lower-case hex digits", s, algorithm, length), []error{ErrDigest}}
 	}
 	return digest.Digest(s), nil
+}
+
+// isHex says whether there are no other characters than lower-case hex digits.
+func isHex(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
 }
 
 // BlobPath is the path of a blob in its layout, blobs/<algorithm>/<hex> (OCI image-spec v1.1, image-layout.md). d must come from [ParseDigest].

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"iter"
 	"slices"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -32,31 +33,28 @@ type row struct {
 // A span32 is where a row stands in index.json, after the comma and white space that may be before it.
 type span32 struct{ start, end uint32 }
 
-// rowsOf collects rows; add takes them one by one, and done ends it. What many rows have in common is kept once.
+// rowsOf collects rows; add takes them one by one, and done ends it.
 type rowsOf struct {
 	rows
-	mediaTypes map[string]string
-	platforms  map[plainPlatform]*v1.Platform
+	platforms map[plainPlatform]*v1.Platform
 }
 
 // A plainPlatform is one without os.features.
 type plainPlatform struct{ os, architecture, variant, version string }
 
 func newRowsOf() *rowsOf {
-	return &rowsOf{mediaTypes: map[string]string{}, platforms: map[plainPlatform]*v1.Platform{}}
+	return &rowsOf{platforms: map[plainPlatform]*v1.Platform{}}
 }
 
-func (b *rowsOf) add(d v1.Descriptor, at span) {
-	r := row{digest: d.Digest, size: d.Size, at: span32{uint32(at.start), uint32(at.end)}}
-	var ok bool
-	if r.mediaType, ok = b.mediaTypes[d.MediaType]; !ok {
-		b.mediaTypes[d.MediaType], r.mediaType = d.MediaType, d.MediaType
-	}
-	r.platform = d.Platform
+// add takes a row. It says whether it keeps all of the descriptor.
+func (b *rowsOf) add(d v1.Descriptor, at span) bool {
+	r := row{digest: d.Digest, size: d.Size, mediaType: d.MediaType, platform: d.Platform, at: span32{uint32(at.start), uint32(at.end)}}
 	if p := d.Platform; p != nil && p.OSFeatures == nil {
 		key := plainPlatform{p.OS, p.Architecture, p.Variant, p.OSVersion}
-		if r.platform, ok = b.platforms[key]; !ok {
-			b.platforms[key], r.platform = p, p
+		if same, ok := b.platforms[key]; ok {
+			r.platform = same
+		} else {
+			b.platforms[key] = p
 		}
 	}
 	others := len(d.Annotations)
@@ -64,9 +62,11 @@ func (b *rowsOf) add(d v1.Descriptor, at span) {
 		others--
 	}
 	if others > 0 || d.URLs != nil || d.Data != nil || d.ArtifactType != "" {
-		r.rest = &d
+		rest := d
+		r.rest = &rest
 	}
 	b.list = append(b.list, r)
+	return r.rest != nil
 }
 
 func (b *rowsOf) done() rows {
@@ -80,12 +80,16 @@ func (b *rowsOf) done() rows {
 		}
 	}
 	r.byTag = slices.Clip(r.byTag)
+	var sorting sync.WaitGroup
+	sorting.Go(func() {
+		slices.SortFunc(r.byTag, func(a, b int32) int {
+			return cmp.Or(cmp.Compare(r.list[a].tag, r.list[b].tag), cmp.Compare(a, b))
+		})
+	})
 	slices.SortFunc(r.byDigest, func(a, b int32) int {
 		return cmp.Or(cmp.Compare(r.list[a].digest, r.list[b].digest), cmp.Compare(a, b))
 	})
-	slices.SortFunc(r.byTag, func(a, b int32) int {
-		return cmp.Or(cmp.Compare(r.list[a].tag, r.list[b].tag), cmp.Compare(a, b))
-	})
+	sorting.Wait()
 	var first int32
 	for n, i := range r.byDigest {
 		row := &r.list[i]

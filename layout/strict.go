@@ -96,7 +96,10 @@ func limitf(format string, args ...any) error {
 // otherwise ignored. Whether the inline data of a descriptor fits its digest and size is not looked at here.
 func ParseIndex(doc []byte, mediaType string) (*v1.Index, error) {
 	var list []v1.Descriptor
-	index, err := parseIndex(doc, mediaType, func(d v1.Descriptor, _ span) { list = append(list, d) })
+	index, err := parseIndex(doc, mediaType, func(d v1.Descriptor, _ span) bool {
+		list = append(list, d)
+		return true
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -113,8 +116,8 @@ func parseRows(doc []byte) (rows, error) {
 	return b.done(), nil
 }
 
-// parseIndex is [ParseIndex], and gives each descriptor, with where it is, to row instead of keeping it.
-func parseIndex(doc []byte, mediaType string, row func(d v1.Descriptor, at span)) (*v1.Index, error) {
+// parseIndex is [ParseIndex], and gives each descriptor, with where it is, to row instead of keeping it. row says whether it keeps it.
+func parseIndex(doc []byte, mediaType string, row func(d v1.Descriptor, at span) bool) (*v1.Index, error) {
 	index := new(v1.Index)
 	found := false
 	err := parse(doc, MaxIndex, func(r reader, name string) (err error) {
@@ -248,19 +251,41 @@ func newReader(doc []byte, limit int) (reader, error) {
 	if bytes.HasPrefix(doc, []byte("\ufeff")) {
 		return reader{}, corruptf("the document begins with a byte order mark")
 	}
-	return reader{jsontext.NewDecoder(bytes.NewBuffer(doc)), new(int)}, nil
+	return reader{jsontext.NewDecoder(bytes.NewBuffer(doc)), &memory{words: map[string]string{}}}, nil
 }
 
 // A reader reads a document from its beginning to its end. Its methods read the value that comes next; their errors name its path.
 // The decoder refuses duplicate members and invalid UTF-8 by default.
 type reader struct {
-	dec  *jsontext.Decoder
-	kept *int // strings that keep counted
+	dec *jsontext.Decoder
+	*memory
+}
+
+// A memory is what a reader has to remember, and what keeps it from allocating for each of many descriptors what they have in common.
+type memory struct {
+	kept  int               // strings that keep counted
+	words map[string]string // some that came before
+	spare map[string]string // annotations that nobody keeps
+}
+
+// maxWords is how many words a memory has: names of members, media types and platforms are few.
+const maxWords = 64
+
+// word is the string of that text, the same one for a word that came before.
+func (m *memory) word(text []byte) string {
+	word, ok := m.words[string(text)]
+	if !ok {
+		word = string(text)
+		if len(m.words) < maxWords {
+			m.words[word] = word
+		}
+	}
+	return word
 }
 
 // keep counts a string of which a document may have as many as it likes.
 func (r reader) keep() error {
-	if *r.kept++; *r.kept > MaxStrings {
+	if r.kept++; r.kept > MaxStrings {
 		return limitf("%s: over the limit of %d annotations and urls in a document", r.path(r.dec.StackPointer()), MaxStrings)
 	}
 	return nil
@@ -285,25 +310,52 @@ func (r reader) token() (jsontext.Token, error) {
 	return token, nil
 }
 
-func (r reader) scalar(kind jsontext.Kind) (string, error) {
-	token, err := r.token()
+// scalar reads a string or a number. What it returns holds until the next one is read.
+func (r reader) scalar(kind jsontext.Kind) ([]byte, error) {
+	if r.dec.PeekKind() != kind {
+		token, err := r.token()
+		if err == nil {
+			err = r.fail("found %s, want %s", kindName(token.Kind()), kindName(kind))
+		}
+		return nil, err
+	}
+	text, err := r.dec.ReadValue()
 	if err != nil {
-		return "", err
+		return nil, r.syntax(err)
 	}
-	if token.Kind() != kind {
-		return "", r.fail("found %s, want %s", kindName(token.Kind()), kindName(kind))
-	}
-	return token.String(), nil
+	return said(text), nil
 }
 
-func (r reader) string() (string, error) { return r.scalar(jsontext.KindString) }
+// said gives what a string says, and leaves anything else as it is.
+func said(text jsontext.Value) []byte {
+	if text[0] != '"' {
+		return text
+	}
+	if bytes.IndexByte(text, '\\') < 0 {
+		return text[1 : len(text)-1]
+	}
+	plain, _ := jsontext.AppendUnquote(nil, text) // the decoder has found that it is well-formed
+	return plain
+}
+
+// string reads a string of which there are many like it; text reads any.
+func (r reader) string() (string, error) {
+	text, err := r.scalar(jsontext.KindString)
+	return r.word(text), err
+}
+
+func (r reader) text() (string, error) {
+	text, err := r.scalar(jsontext.KindString)
+	return string(text), err
+}
 
 // number reads a number from 0 to 2⁶³-1. Only its plain spelling is accepted: readers differ on what 1.0, 1e3 and 9223372036854775808 are.
 func (r reader) number() (int64, error) {
-	text, err := r.scalar(jsontext.KindNumber)
+	plain, err := r.scalar(jsontext.KindNumber)
 	if err != nil {
 		return 0, err
 	}
+	text := string(plain)
 	// JSON itself has no leading zeros.
 	if strings.Trim(text, "0123456789") != "" {
 		return 0, r.fail("%.40s is not a whole number", text)
@@ -333,18 +385,17 @@ func (r reader) members(member func(name string) error) error {
 	if !ok {
 		return err
 	}
-	for {
-		token, err := r.token()
+	for r.dec.PeekKind() != jsontext.KindEndObject {
+		name, err := r.dec.ReadValue()
 		if err != nil {
-			return err
+			return r.syntax(err)
 		}
-		if token.Kind() == jsontext.KindEndObject {
-			return nil
-		}
-		if err := member(token.String()); err != nil {
+		if err := member(r.word(said(name))); err != nil {
 			return err
 		}
 	}
+	_, err = r.token()
+	return err
 }
 
 // elements reads an array; element has to read each.
@@ -377,7 +428,7 @@ func (r reader) skip() error {
 
 func (r reader) strings() (list []string, err error) {
 	err = r.elements(func() error {
-		s, err := r.string()
+		s, err := r.text()
 		if err == nil {
 			err = r.keep()
 		}
@@ -388,7 +439,7 @@ func (r reader) strings() (list []string, err error) {
 }
 
 func (r reader) digest() (digest.Digest, error) {
-	s, err := r.string()
+	s, err := r.text()
 	if err != nil {
 		return "", err
 	}
@@ -430,13 +481,15 @@ func (r reader) descriptors() (list []v1.Descriptor, err error) {
 	return list, err
 }
 
-// eachDescriptor reads an array of them, and tells of each where in doc it is.
-func (r reader) eachDescriptor(doc []byte, do func(d v1.Descriptor, at span)) error {
+// eachDescriptor reads an array of them, and tells of each where in doc it is. do says whether it keeps it.
+func (r reader) eachDescriptor(doc []byte, do func(d v1.Descriptor, at span) bool) error {
 	return r.elements(func() error {
 		start := int(r.dec.InputOffset())
 		d, err := r.descriptor()
 		end := int(r.dec.InputOffset())
-		do(d, span{end - len(bytes.TrimLeft(doc[start:end], whiteSpace+",")), end})
+		if err == nil && !do(d, span{end - len(bytes.TrimLeft(doc[start:end], whiteSpace+",")), end}) {
+			r.spare = d.Annotations
+		}
 		return err
 	})
 }
@@ -491,9 +544,12 @@ func (r reader) annotations() (map[string]string, error) {
 	var annotations map[string]string
 	err := r.members(func(name string) (err error) {
 		if annotations == nil {
-			annotations = make(map[string]string)
+			if annotations, r.spare = r.spare, nil; annotations == nil {
+				annotations = make(map[string]string)
+			}
+			clear(annotations)
 		}
-		if annotations[name], err = r.string(); err == nil {
+		if annotations[name], err = r.text(); err == nil {
 			err = r.keep()
 		}
 		return err
@@ -506,7 +562,7 @@ func (r reader) base64() ([]byte, error) {
 	if r.dec.PeekKind() == jsontext.KindNull {
 		return nil, r.skip()
 	}
-	text, err := r.string()
+	text, err := r.text()
 	if err != nil {
 		return nil, err
 	}
