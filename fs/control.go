@@ -2,6 +2,7 @@ package fs
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -451,17 +452,23 @@ func (t *Tree) remember(d *imageDir, app *layout.App, change *layout.Change, tex
 	if app == nil {
 		return
 	}
-	target := *d
-	if change != nil && d.digest != "" {
-		if now, ok := change.Moved[d.digest]; ok {
-			target.digest = now
+	var entry layout.Entry
+	err := errAbsent
+	if change != nil { // what is there now need not be asked for
+		if entry, err = d.find(change.Before); err == nil {
+			entry.Digest = cmp.Or(change.Moved[entry.Digest], entry.Digest)
 		}
 	}
-	if image, err := target.open(); err == nil {
-		t.mu.Lock()
-		t.outcomes[movedKey{d.app, image.entry.Digest}] = text
-		t.mu.Unlock()
+	if err != nil {
+		image, err := d.open()
+		if err != nil {
+			return
+		}
+		entry = image.entry
 	}
+	t.mu.Lock()
+	t.outcomes[movedKey{d.app, entry.Digest}] = text
+	t.mu.Unlock()
 }
 
 // path is where in the mount the directory is.

@@ -151,7 +151,7 @@ func (a *App) Snapshot() (*Snapshot, error) {
 	}
 	defer closeFD(dirfd)
 	for try := 0; ; try++ {
-		snap, _, err := a.load(dirfd)
+		snap, err := a.look(dirfd)
 		if err != nil {
 			return nil, err
 		}
@@ -200,12 +200,14 @@ func (a *App) load(dirfd int) (*Snapshot, []byte, error) {
 		a.snap = nil
 		return &Snapshot{Attr: attr, Err: err, app: a, serial: serials.Add(1), content: &content{}}, nil, nil
 	}
+	if a.snap != nil && !a.seen.racy() && a.seen.Stamp == seen.Stamp {
+		if now, err := statBeneath(dirfd, indexName); err == nil && now.Stamp == seen.Stamp { // nor did it change while it was read
+			return a.snap, data, nil
+		}
+	}
 	sum := sha256.Sum256(data)
 	if a.snap != nil && a.snap.sum == sum {
-		again := *a.snap
-		again.Attr, again.serial = attr, serials.Add(1)
-		a.snap, a.seen = &again, seen
-		return a.snap, data, nil
+		return a.again(attr, seen), data, nil
 	}
 	list, err := parseRows(data)
 	if err != nil {
@@ -215,9 +217,29 @@ func (a *App) load(dirfd int) (*Snapshot, []byte, error) {
 	return a.snap, data, nil
 }
 
-// adopt makes what a change wrote the last reading of index.json, to be compared with what is there: it need not be parsed.
-func (a *App) adopt(index []byte, list rows) {
-	snap := &Snapshot{app: a, serial: serials.Add(1), sum: sha256.Sum256(index), content: &content{rows: list}}
+// look is load without the bytes, which are not held in memory if they are those of the last reading.
+func (a *App) look(dirfd int) (*Snapshot, error) {
+	if a.snap != nil {
+		if same, seen, attr, err := sameFile(dirfd, indexName, a.snap.Attr.Size, a.snap.sum); err == nil && same {
+			return a.again(attr, seen), nil
+		}
+	}
+	snap, _, err := a.load(dirfd)
+	return snap, err
+}
+
+// again makes the last reading that of a file with the same bytes.
+func (a *App) again(attr Attr, seen sighting) *Snapshot {
+	again := *a.snap
+	again.Attr, again.serial = attr, serials.Add(1)
+	a.snap, a.seen = &again, seen
+	return a.snap
+}
+
+// adopt makes what a change wrote, bytes of that size and SHA-256, the last reading of index.json, to be compared with what is
+// there: it need not be parsed.
+func (a *App) adopt(size int, sum [sha256.Size]byte, list rows) {
+	snap := &Snapshot{Attr: Attr{Stamp: Stamp{Size: int64(size)}}, app: a, serial: serials.Add(1), sum: sum, content: &content{rows: list}}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.snap, a.seen = snap, sighting{} // which proves nothing

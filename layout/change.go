@@ -162,11 +162,15 @@ func (a *App) Annotate(ctx context.Context, plan func(*Snapshot) ([]Edit, error)
 			return l.settle(snap, edits)
 		}
 		change.LeftBehind = snap.leftBehind(moved)
+		sum := make(chan [sha256.Size]byte, 1)
+		if list != nil {
+			go func() { sum <- sha256.Sum256(index) }() // while it is written
+		}
 		if err := l.publish(ctx, snap, seen, blobs, index); err != nil {
 			return err
 		}
 		if list != nil {
-			a.adopt(index, *list)
+			a.adopt(len(index), <-sum, *list)
 		}
 		return nil
 	})
@@ -501,9 +505,9 @@ func (l *locked) swapIndex(ctx context.Context, snap *Snapshot, seen sighting, f
 func (l *locked) unchanged(snap *Snapshot, seen sighting) (bool, error) {
 	attr, err := statBeneath(l.dirfd, indexName)
 	if err == nil && seen.racy() {
-		var data []byte
-		if data, _, _, err = readFile(l.dirfd, indexName, -1, MaxIndex); err == nil {
-			return sha256.Sum256(data) == snap.sum, nil
+		var same bool
+		if same, _, _, err = sameFile(l.dirfd, indexName, snap.Attr.Size, snap.sum); err == nil {
+			return same, nil
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) || errors.Is(err, ErrLimit) {
@@ -595,8 +599,8 @@ func (l *locked) putBlob(ctx context.Context, b newBlob) error {
 	return err
 }
 
-// maxReferrers is how many manifests of an app are read to find those whose
-// subject is an image that was changed.
+// maxReferrers is how many manifests of an app, the last in index.json and those below
+// the indexes there, are looked at to find whose subject is an image that was changed.
 const maxReferrers = 1000
 
 // hasNoSubject says whether a manifest was read before and has no subject. A digest stands for the same manifest always.
@@ -647,6 +651,9 @@ func (s *Snapshot) leftBehind(moved map[digest.Digest]digest.Digest) []string {
 		if count++; count > maxReferrers {
 			return
 		}
+		if _, err := lstat(s.app.parent, s.app.path+"/"+BlobPath(e.Digest)); err != nil {
+			return
+		}
 		m, err := s.Manifest(e)
 		if err != nil {
 			return
@@ -657,10 +664,7 @@ func (s *Snapshot) leftBehind(moved map[digest.Digest]digest.Digest) []string {
 			left = append(left, fmt.Sprintf("%s (its subject is %s)", e.Digest, m.Doc.Subject.Digest))
 		}
 	}
-	for i := range s.list {
-		if count > maxReferrers {
-			break
-		}
+	for i := max(0, len(s.list)-maxReferrers); i < len(s.list); i++ {
 		if !s.list[i].again {
 			refers(s.row(i))
 		}
