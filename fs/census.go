@@ -24,15 +24,15 @@ type census struct {
 
 const (
 	fewNodes  = 4096  // are not worth a census
-	manyNodes = 32768 // take some 20 MB
+	manyNodes = 24576 // take some 15 MB
 	pruned    = 1024  // nodes, in one message to the kernel
 )
 
-// take counts a new node, and takes a census if there are twice as many nodes as the last one left.
+// take counts a new node, and takes a census if there are twice as many nodes as the last one left, or too many.
 func (c *census) take(root *gofs.Inode) {
 	due := c.left.Load()
 	if !c.noPrune.Load() {
-		due = min(due, manyNodes)
+		due = min(due, manyNodes-due)
 	}
 	if c.made.Add(1) < max(fewNodes, due) || !c.running.CompareAndSwap(false, true) {
 		return
