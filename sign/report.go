@@ -1,6 +1,7 @@
 package sign
 
 import (
+	"cmp"
 	"encoding/json"
 	"strings"
 
@@ -44,7 +45,7 @@ func (v *Verdict) Report(app *layout.App, snap *layout.Snapshot, e layout.Entry)
 		Kind: string(v.Kind), Status: v.Status, Reason: v.Reason, Layers: v.Layers, Vendor: v.Vendor, CA: v.CA,
 	}
 	if v.Kind == layout.KindImage {
-		r.Platform = layout.PlatformString(v.Platform)
+		r.Platform = cmp.Or(v.Platform, unknownPlatform)
 	}
 	return r
 }

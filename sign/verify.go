@@ -1,6 +1,7 @@
 package sign
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -29,24 +30,23 @@ const (
 
 // A Verdict is what was found of an image or index. There may be very many: it is kept small.
 type Verdict struct {
-	Status Status
-	Reason string      // the check that decided and what it found, one of Checks
-	Kind   layout.Kind // "" when the manifest cannot be read
-	Layers string
-	// Missing: the manifest itself is not in the layout, as a sparse index allows.
-	Missing    bool
+	Status     Status
+	Reason     string      // the check that decided and what it found, one of Checks
+	Kind       layout.Kind // "" when the manifest cannot be read
+	Layers     string
 	Vendor, CA string // fingerprints, "" where there is none
-	Platform   v1.Platform
-	Mtime      int64 // the newest modification time of what was read, nanoseconds since 1970
-
-	of    uint64      // the subject
-	seen  layout.Seen // tells when the verdict does not hold any more
-	fault error       // what makes the image corrupt
+	Platform   string // os/arch[/variant], normalised; "" if it was not read
+	Mtime      int64  // the newest modification time of what was read, nanoseconds since 1970
+	// Missing: the manifest itself is not in the layout, as a sparse index allows.
+	Missing bool
 
 	passed           passed // of an image
+	layers           int32  // their number
 	manifest, config blob
-	layers           int
-	lines            []string // of an index; of an image, what was decided before its layers were read
+	of               uint64      // the subject
+	seen             layout.Seen // tells when the verdict does not hold any more
+	fault            error       // what makes the image corrupt
+	lines            []string    // of an index; of an image, what was decided before its layers were read
 }
 
 // passed says which checks of an image found what they should.
@@ -111,9 +111,12 @@ func (v *Verdict) decide(s Status, check string, reason string) {
 	v.Status, v.Reason = s, oneLine(check+": "+reason)
 }
 
+// unknownPlatform is that of an image that does not say it.
+var unknownPlatform = layout.PlatformString(v1.Platform{})
+
 // share makes what is the same in many verdicts take memory once.
 func (v *Verdict) share() {
-	for _, s := range []*string{&v.Reason, &v.Vendor, &v.CA, &v.Platform.OS, &v.Platform.Architecture, &v.Platform.Variant, &v.Platform.OSVersion} {
+	for _, s := range []*string{&v.Reason, &v.Vendor, &v.CA, &v.Platform} {
 		*s = unique.Make(*s).Value()
 	}
 }
@@ -410,7 +413,7 @@ func (t *Trust) check(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.
 func examine(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.Manifest, *layout.Config, error) {
 	v := &Verdict{of: about(e.Descriptor), Layers: LayersUnchecked}
 	if e.Platform != nil {
-		v.Platform = *e.Platform
+		v.Platform = layout.PlatformString(*e.Platform)
 	}
 	m, err := snap.Examine(e, &v.seen)
 	if errors.Is(err, layout.ErrCorrupt) {
@@ -438,7 +441,7 @@ func examine(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.Manifest,
 	c, err := snap.Config(m, &v.seen)
 	if err == nil {
 		if e.Platform == nil {
-			v.Platform = c.Doc.Platform
+			v.Platform = layout.PlatformString(c.Doc.Platform)
 		}
 		v.passed, v.config = v.passed|passedConfig, blob{m.Doc.Config.Digest, m.Doc.Config.Size}
 		err = layout.CheckRootFS(m, c)
@@ -451,7 +454,7 @@ func examine(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.Manifest,
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	v.passed, v.layers = v.passed|passedRootFS, len(m.Doc.Layers)
+	v.passed, v.layers = v.passed|passedRootFS, int32(len(m.Doc.Layers))
 	return v, m, c, nil
 }
 
@@ -581,7 +584,7 @@ func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snap
 }
 
 func name(e layout.Entry, v *Verdict) string {
-	what := layout.PlatformName(v.Platform)
+	what := strings.ReplaceAll(cmp.Or(v.Platform, unknownPlatform), "/", "-")
 	switch {
 	case v.Kind == layout.KindAttestation:
 		what = "attestation, does not count"
