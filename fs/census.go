@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	gofs "github.com/hanwen/go-fuse/v2/fs"
 )
@@ -40,10 +41,11 @@ func (c *census) take(root *gofs.Inode) {
 	c.done.Go(func() {
 		defer c.running.Store(false)
 		c.made.Store(0)
-		nodes := unnecessary(root, nil)
-		if len(nodes) >= manyNodes && c.prune(root, nodes) {
-			c.left.Store(0)
-			return
+		if !c.noPrune.Load() {
+			if nodes := unnecessary(root, nil); len(nodes) >= manyNodes && c.prune(root, nodes) {
+				c.left.Store(0)
+				return
+			}
 		}
 		c.left.Store(c.dropGone(root))
 	})
@@ -72,7 +74,7 @@ func (c *census) prune(root *gofs.Inode, nodes []*gofs.Inode) bool {
 			break
 		}
 		if errno := root.NotifyPrune(some); errno != 0 {
-			c.noPrune.Store(true)
+			c.noPrune.Store(errno == syscall.ENOSYS)
 			return false
 		}
 	}

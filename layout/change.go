@@ -599,8 +599,9 @@ func (l *locked) putBlob(ctx context.Context, b newBlob) error {
 	return err
 }
 
-// maxReferrers is how many manifests of an app, the last in index.json and those below
-// the indexes there, are looked at to find whose subject is an image that was changed.
+// maxReferrers is how many manifests of an app are read to find those whose subject is
+// an image that was changed. In an index.json with more of them, these are half of
+// them after that image, and half of them at the end: where tools put a new one.
 const maxReferrers = 1000
 
 // hasNoSubject says whether a manifest was read before and has no subject. A digest stands for the same manifest always.
@@ -643,17 +644,23 @@ func (s *Snapshot) leftBehind(moved map[digest.Digest]digest.Digest) []string {
 	if err != nil {
 		return left
 	}
-	count := 0
+	dirfd, err := s.app.open()
+	if err != nil {
+		return left
+	}
+	defer closeFD(dirfd)
+	tried, count := 0, 0
 	refers := func(e Entry) {
 		if _, ok := moved[e.Digest]; ok || !IsManifest(e.MediaType) || e.Size > MaxManifest || s.app.hasNoSubject(e.Digest) {
 			return
 		}
-		if count++; count > maxReferrers {
+		if tried++; tried > 4*maxReferrers || count >= maxReferrers {
 			return
 		}
-		if _, err := lstat(s.app.parent, s.app.path+"/"+BlobPath(e.Digest)); err != nil {
+		if _, err := statBeneath(dirfd, BlobPath(e.Digest)); err != nil {
 			return
 		}
+		count++
 		m, err := s.Manifest(e)
 		if err != nil {
 			return
@@ -664,10 +671,21 @@ func (s *Snapshot) leftBehind(moved map[digest.Digest]digest.Digest) []string {
 			left = append(left, fmt.Sprintf("%s (its subject is %s)", e.Digest, m.Doc.Subject.Digest))
 		}
 	}
-	for i := max(0, len(s.list)-maxReferrers); i < len(s.list); i++ {
-		if !s.list[i].again {
-			refers(s.row(i))
+	some := func(from, to int) {
+		for i := max(0, from); i < min(to, len(s.list)); i++ {
+			if !s.list[i].again {
+				refers(s.row(i))
+			}
 		}
+	}
+	for old := range moved {
+		for _, i := range s.of(old) {
+			some(int(i)+1, int(i)+maxReferrers/2)
+		}
+	}
+	some(len(s.list)-maxReferrers/2, len(s.list))
+	if len(s.list) <= maxReferrers {
+		some(0, len(s.list))
 	}
 	for _, d := range r.order {
 		refers(r.nodes[d].Entry)

@@ -402,6 +402,67 @@ func TestAnnotateNamesWhatIsLeftBehind(t *testing.T) {
 	}
 }
 
+// Also in an app with more manifests than are read: those that are where tools put them.
+func TestWhatIsLeftBehindAmongMany(t *testing.T) {
+	const many = 3000 // the limit is 1000
+	l := sample.New()
+	other := l.Image(sample.Linux("arm64"))
+	var image v1.Descriptor
+	var referrers []v1.Descriptor
+	for i := range many {
+		l.Add(l.Artifact("application/sbom", fmt.Sprint(i), &other))
+		switch i {
+		case 1500:
+			image = l.Image(sample.Linux("amd64"))
+			l.Tag("x", image)
+		case 1501, many - 2:
+			referrers = append(referrers, l.Artifact("application/sbom", fmt.Sprint("of image ", i), &image))
+			l.Add(referrers[len(referrers)-1])
+		}
+	}
+	change, err := annotate(context.Background(), appOf(t, l), "x", "value")
+	must(t, err)
+	var wanted []string
+	for _, d := range referrers {
+		wanted = append(wanted, fmt.Sprintf("%s (its subject is %s)", d.Digest, image.Digest))
+	}
+	slices.Sort(wanted)
+	if !slices.Equal(change.LeftBehind, wanted) {
+		t.Errorf("left behind %q\nwant %q", change.LeftBehind, wanted)
+	}
+}
+
+// A file that grows while its bytes are compared is not read to a far end.
+func TestIndexThatGrowsWhileItIsCompared(t *testing.T) {
+	dir := t.TempDir()
+	l := sample.New()
+	l.Tag("x", l.Image(sample.Linux("amd64")))
+	must(t, l.WriteDir(dir+"/app"))
+	name := dir + "/app/index.json"
+	text, err := os.ReadFile(name)
+	must(t, err)
+	text = append(text, bytes.Repeat([]byte(" "), 32<<20)...)
+	must(t, os.WriteFile(name, text, 0o644))
+	app, err := registry(t, dir).App("app")
+	must(t, err)
+	_, err = app.Snapshot()
+	must(t, err)
+	for wait := range 10 {
+		grown := make(chan error)
+		go func() {
+			time.Sleep(time.Duration(wait) * time.Millisecond)
+			grown <- os.Truncate(name, 1<<40)
+		}()
+		snap, err := app.Snapshot() // it changed lately, so its bytes are compared
+		must(t, err)
+		must(t, <-grown)
+		if snap.Err != nil && !errors.Is(snap.Err, layout.ErrLimit) {
+			t.Error(snap.Err)
+		}
+		must(t, os.WriteFile(name, text, 0o644))
+	}
+}
+
 // 33: whoever changes an app, in this process or another, the others wait.
 func TestAnnotateInParallel(t *testing.T) {
 	const images = 20

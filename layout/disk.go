@@ -375,7 +375,8 @@ func sameFile(dirfd int, name string, size int64, sum [sha256.Size]byte) (bool, 
 		return false, seen, attr, nil
 	}
 	h := sha256.New()
-	if _, err := io.CopyBuffer(h, &fdReader{fd: fd, name: name}, make([]byte, min(size+1, 256<<10))); err != nil {
+	grown := io.LimitReader(&fdReader{fd: fd, name: name}, size+1) // what grows meanwhile has another sum, however far it grows
+	if _, err := io.CopyBuffer(h, grown, make([]byte, min(size+1, 256<<10))); err != nil {
 		return false, seen, attr, err
 	}
 	return [sha256.Size]byte(h.Sum(nil)) == sum, seen, permitted(fd, attr), nil

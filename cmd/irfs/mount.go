@@ -249,9 +249,9 @@ func tune() {
 	}
 	if os.Getenv("GOMAXPROCS") == "" {
 		// A thread that waits for a request keeps its place among those that run, until that is taken from it some ten
-		// microseconds later. go-fuse has one more of them than there were places, but 17 at most.
+		// microseconds later. go-fuse has one more of them than there were places, but at least 3 and at most 17.
 		places := runtime.GOMAXPROCS(0)
-		runtime.GOMAXPROCS(places + min(places+1, 17))
+		runtime.GOMAXPROCS(places + min(max(places, 2)+1, 17))
 	}
 }
 
