@@ -157,12 +157,14 @@ func (b *bench) memoryOfImport(i *image) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	err = errors.Join(i.writeTo(in), in.Close(), cmd.Wait())
+	err = i.writeTo(in)
+	memory, memErr := procNumber(cmd.Process.Pid, "status", "VmHWM:") // its rusage would begin with ours
+	err = errors.Join(err, memErr, in.Close(), cmd.Wait())
 	if err != nil {
 		return err
 	}
 	usage := cmd.ProcessState.SysUsage().(*syscall.Rusage)
-	b.figure("`irfs import -`", i, usage.Maxrss, usage.Oublock*512)
+	b.figure("`irfs import -`", i, memory, usage.Oublock*512)
 	return nil
 }
 
