@@ -678,14 +678,15 @@ func (s *Snapshot) leftBehind(moved map[digest.Digest]digest.Digest) []string {
 			}
 		}
 	}
-	for old := range moved {
-		for _, i := range s.of(old) {
-			some(int(i)+1, int(i)+maxReferrers/2)
-		}
-	}
-	some(len(s.list)-maxReferrers/2, len(s.list))
 	if len(s.list) <= maxReferrers {
 		some(0, len(s.list))
+	} else {
+		for old := range moved {
+			for _, i := range s.of(old) {
+				some(int(i)+1, int(i)+maxReferrers/2)
+			}
+		}
+		some(len(s.list)-maxReferrers/2, len(s.list))
 	}
 	for _, d := range r.order {
 		refers(r.nodes[d].Entry)

@@ -17,7 +17,6 @@ package layout
 
 import (
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -360,26 +359,6 @@ func readFile(dirfd int, name string, want, limit int64) ([]byte, sighting, Attr
 	}
 	// A file that shrank meanwhile is short here, and its digest is wrong.
 	return data[:n], sighting{attr.Stamp, at}, attr, nil
-}
-
-// sameFile says whether a regular file has that many bytes with that SHA-256, and holds few of them in memory.
-func sameFile(dirfd int, name string, size int64, sum [sha256.Size]byte) (bool, sighting, Attr, error) {
-	at := time.Now().UnixNano()
-	fd, attr, err := openRegular(dirfd, name)
-	seen := sighting{attr.Stamp, at}
-	if err != nil {
-		return false, seen, attr, err
-	}
-	defer closeFD(fd)
-	if attr.Size != size {
-		return false, seen, attr, nil
-	}
-	h := sha256.New()
-	grown := io.LimitReader(&fdReader{fd: fd, name: name}, size+1) // what grows meanwhile has another sum, however far it grows
-	if _, err := io.CopyBuffer(h, grown, make([]byte, min(size+1, 256<<10))); err != nil {
-		return false, seen, attr, err
-	}
-	return [sha256.Size]byte(h.Sum(nil)) == sum, seen, permitted(fd, attr), nil
 }
 
 // An entry of a directory, as readDir gives it.

@@ -3,6 +3,7 @@ package layout
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -444,22 +445,40 @@ func isBlob(ctx context.Context, dirfd int, name string, d digest.Digest, size i
 
 // openBlob opens a blob if isBlob; -1 if it is not.
 func openBlob(ctx context.Context, dirfd int, name string, d digest.Digest, size int64) (int, error) {
-	fd, attr, err := openRegular(dirfd, name)
+	fd, _, err := openSame(ctx, dirfd, name, d, size)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) {
-		return -1, nil
+		err = nil
 	}
+	return fd, err
+}
+
+// openSame opens a regular file if it has that many bytes with that digest; -1 if not. Its status is from before they were read.
+func openSame(ctx context.Context, dirfd int, name string, d digest.Digest, size int64) (int, Attr, error) {
+	fd, attr, err := openRegular(dirfd, name)
 	if err != nil {
-		return -1, err
+		return -1, attr, err
 	}
 	h := d.Algorithm().Hash()
 	if attr.Size == size {
 		_, err = io.Copy(h, &readFrom{ctx: ctx, r: io.LimitReader(&fdReader{fd: fd, name: name}, size)})
 	}
 	if err == nil && attr.Size == size && digest.NewDigest(d.Algorithm(), h) == d {
-		return fd, nil
+		return fd, attr, nil
 	}
 	closeFD(fd)
-	return -1, err
+	return -1, attr, err
+}
+
+// sameFile says whether a regular file has that many bytes with that SHA-256, and holds few of them in memory.
+func sameFile(dirfd int, name string, size int64, sum [sha256.Size]byte) (bool, sighting, Attr, error) {
+	at := time.Now().UnixNano()
+	fd, attr, err := openSame(context.Background(), dirfd, name, digest.NewDigestFromBytes(digest.SHA256, sum[:]), size)
+	seen := sighting{attr.Stamp, at}
+	if fd < 0 {
+		return false, seen, attr, err
+	}
+	defer closeFD(fd)
+	return true, seen, permitted(fd, attr), nil
 }
 
 // A Blob is an open file of a layout: a blob, index.json or oci-layout.
