@@ -229,10 +229,7 @@ func (m *mountFlags) serve(registry, dir string) error {
 	if err != nil {
 		return err
 	}
-	tune()
-	// It counts as memory in use, so that the garbage collector runs after 8 MB and not for each small import. Nothing is
-	// written to it, so it takes none.
-	defer runtime.KeepAlive(make([]byte, 16<<20))
+	defer runtime.KeepAlive(tune())
 	if err := detach(); err != nil {
 		mount.Detach()
 		return err
@@ -245,10 +242,12 @@ func (m *mountFlags) serve(registry, dir string) error {
 	return untilUnmounted(mount, signals, done)
 }
 
-// tune adapts Go's runtime to what a mount does, where the environment does not say how. The mount is there.
-func tune() {
+// tune adapts Go's runtime to what a mount does, where the environment does not say how. The mount is there. What it
+// gives has to be kept: it counts as memory in use, and takes none, for nothing is written to it.
+func tune() (unused []byte) {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50) // a mount keeps much and makes little anew: a quarter less memory for little work
+		debug.SetGCPercent(50)        // a mount keeps much and makes little anew: a quarter less memory for little work
+		unused = make([]byte, 16<<20) // so the collector runs after 8 MB in a small mount, and not for each import
 	}
 	if os.Getenv("GOMAXPROCS") == "" {
 		// A thread that waits for a request keeps its place among those that run, until that is taken from it some ten
@@ -256,6 +255,7 @@ func tune() {
 		places := runtime.GOMAXPROCS(0)
 		runtime.GOMAXPROCS(places + min(max(places, 2)+1, 17))
 	}
+	return unused
 }
 
 // untilUnmounted serves until the mount is gone. The first signal unmounts, if
