@@ -122,8 +122,9 @@ var (
 )
 
 func (n *dirNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
-	at := path.Join(n.path, name)
+	at, began := path.Join(n.path, name), time.Now()
 	item, err := lookup(ctx, n.dir, name)
+	n.m.stale.lookedUp(pidOf(ctx), at, began)
 	if err != nil {
 		return nil, n.lookupErrno(ctx, err)
 	}
@@ -283,8 +284,8 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uin
 		return nil, 0, n.refuse(ctx, "open for writing", "")
 	}
 	pid := pidOf(ctx)
+	refused := n.m.stale.take(pid, n.path)
 	if d, ok := n.parent.(*imageDir); ok && d.holds(n.basis.Load()) {
-		n.m.stale.done(pid)
 		return n.m.open(n.item, true)
 	}
 	now, err := lookup(ctx, n.parent, n.name)
@@ -298,11 +299,11 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uin
 	}
 	if err == nil && now.same(n.item) {
 		n.basis.Store(now.basis)
-		n.m.stale.done(pid)
 		return n.m.open(now, true)
 	}
 	switch {
-	case !n.m.stale.again(pid, n.path):
+	case !refused:
+		n.m.stale.refuse(pid, n.path)
 		return nil, 0, syscall.ESTALE
 	case err != nil:
 		return nil, 0, syscall.ENOENT

@@ -20,30 +20,37 @@ type refusal struct {
 	when time.Time
 }
 
-// staleFor is how long a refusal is remembered at most. A machine under load
-// takes its time between two requests of one open(2).
+// staleFor is how long a refusal is remembered between two requests of one
+// open(2), at most: a machine under load takes its time. What the answers take
+// does not count, for a look may take longer than that.
 const staleFor = 10 * time.Second
 
-// again says whether this thread was just refused at this path, and remembers
-// the refusal if not: the caller is to answer ESTALE then.
-func (s *stale) again(pid uint32, path string) bool {
+// take says whether this thread was just refused at this path, and forgets what
+// was remembered of the thread.
+func (s *stale) take(pid uint32, path string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r, ok := s.at[pid]
 	delete(s.at, pid)
-	if ok && r.path == path && time.Since(r.when) < staleFor {
-		return true
-	}
+	return ok && r.path == path && time.Since(r.when) < staleFor
+}
+
+// refuse remembers that this thread is refused at this path.
+func (s *stale) refuse(pid uint32, path string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if len(s.at) >= 1024 {
 		clear(s.at)
 	}
 	s.at[pid] = refusal{path, time.Now()}
-	return false
 }
 
-// done forgets a refusal, for the open went well.
-func (s *stale) done(pid uint32) {
+// lookedUp begins the time of a refusal anew: the kernel's next request is the
+// open.
+func (s *stale) lookedUp(pid uint32, path string, began time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.at, pid)
+	if r, ok := s.at[pid]; ok && r.path == path && began.Sub(r.when) < staleFor {
+		s.at[pid] = refusal{path, time.Now()}
+	}
 }
