@@ -94,22 +94,26 @@ func entries(dir string) (n, directories int, err error) {
 	return n, directories, err
 }
 
+// largeApp writes a registry of one app with so many manifests, of which the one with the tag is there. It gives the path of index.json.
+func (b *bench) largeApp(images int) (registry, tag, index string, err error) {
+	registry = b.fresh()
+	if err := b.writeRegistry(registry, 1, images, false); err != nil {
+		return "", "", "", err
+	}
+	s, err := b.signed(images / 2)
+	if err == nil {
+		_, err = b.writeImage(registry+"/app0", "", s, true)
+	}
+	return registry, fmt.Sprint("/app0/tags/", images/2), registry + "/app0/index.json", err
+}
+
 // oneLargeApp reads and signs in an app with 100,000 manifests.
 func (b *bench) oneLargeApp() error {
-	registry := b.fresh()
 	images := b.sized(100_000, 200)
-	if err := b.writeRegistry(registry, 1, images, false); err != nil {
-		return err
-	}
-	// One of them is there.
-	s, err := b.signed(images / 2)
+	registry, tag, index, err := b.largeApp(images)
 	if err != nil {
 		return err
 	}
-	if _, err := b.writeImage(registry+"/app0", "", s, true); err != nil {
-		return err
-	}
-	index := registry + "/app0/index.json"
 	text, err := os.ReadFile(index)
 	if err != nil {
 		return err
@@ -132,7 +136,6 @@ func (b *bench) oneLargeApp() error {
 		m, err = b.serve(registry)
 		return err
 	}
-	tag := fmt.Sprint("/app0/tags/", images/2)
 	cat := func() error {
 		var buf [64]byte
 		text, err := readWhole(m.mnt+tag+"/verify", buf[:])
@@ -152,21 +155,26 @@ func (b *bench) oneLargeApp() error {
 		err = b.compare(what+"the same again", beside, "≤ 0.1 ×", task{cat, cat}, read)
 	}
 	if err == nil {
-		err = b.compare(what+"signing one image", "writing and syncing a file of that size", "≤ 2 ×",
-			task{func() error { return errors.Join(b.otherCertificate(m.mnt+tag), b.settle(), b.rest()) }, func() error { return b.signBy(m.mnt+tag, "") }},
-			task{b.settle, func() error {
-				f, err := os.Create(b.path("written"))
-				if err != nil {
-					return err
-				}
-				_, err = f.Write(text)
-				return errors.Join(err, f.Sync(), f.Close())
-			}})
+		err = b.signingInLargeApp(what, m.mnt+tag, text)
 	}
 	if m != nil {
 		err = errors.Join(err, b.stop(m))
 	}
 	return err
+}
+
+// signingInLargeApp signs an image in an app whose index.json is as large as text.
+func (b *bench) signingInLargeApp(what, image string, text []byte) error {
+	return b.compare(what+"signing one image", "writing and syncing a file of that size", "≤ 2 ×",
+		task{func() error { return errors.Join(b.otherCertificate(image), b.settle(), b.rest()) }, func() error { return b.signBy(image, "") }},
+		task{b.settle, func() error {
+			f, err := os.Create(b.path("written"))
+			if err != nil {
+				return err
+			}
+			_, err = f.Write(text)
+			return errors.Join(err, f.Sync(), f.Close())
+		}})
 }
 
 // A point of the plot: a cost, by how many images there are.
