@@ -145,6 +145,10 @@ func badArchives(t *testing.T, s *stage) {
 func (s *stage) copyIn(t *testing.T, name, file string) syscall.Errno {
 	text, err := os.ReadFile(file)
 	worked(t, err)
+	// A child that this process starts closes its copy of the file: to the mount that is a close like any other, at which what is
+	// there is imported if it is complete.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	fd, err := unix.Open(filepath.Join(s.mnt, "import", name), unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC, 0o644)
 	if err != nil {
 		return errnoIn(err)
