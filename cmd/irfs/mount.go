@@ -246,8 +246,8 @@ func (m *mountFlags) serve(registry, dir string) error {
 // gives has to be kept: it counts as memory in use, and takes none, for nothing is written to it.
 func tune() (unused []byte) {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)        // a mount keeps much and makes little anew: a quarter less memory for little work
-		unused = make([]byte, 16<<20) // so the collector runs after 8 MB in a small mount, and not for each import
+		debug.SetGCPercent(50)       // a mount keeps much and makes little anew: a quarter less memory for little work
+		unused = make([]byte, 3<<20) // so the collector of a small mount does not run for each import
 	}
 	if os.Getenv("GOMAXPROCS") == "" {
 		// A thread that waits for a request keeps its place among those that run, until that is taken from it some ten
