@@ -145,7 +145,8 @@ func (b *bench) verifyFull() error {
 func forgetPages(f *os.File) error { return unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) }
 
 // withoutPassthrough mounts a registry as a user who has no capabilities, so that the kernel passes nothing
-// through, and runs do as he.
+// through, and runs do as that user. All of it happens in a thread with a /dev of its own, for there are machines where only
+// root may open /dev/fuse.
 func (b *bench) withoutPassthrough(registry string, do func(mnt string) error) error {
 	const nobody = 65534
 	mnt := b.fresh()
@@ -157,22 +158,49 @@ func (b *bench) withoutPassthrough(registry string, do func(mnt string) error) e
 	if err := errors.Join(os.Chmod(b.keys.dir+"/root-ca.pub", 0o644), os.Chown(mnt, nobody, nobody)); err != nil {
 		return err
 	}
-	as := fmt.Sprintf("setpriv --reuid %d --regid %[1]d --clear-groups ", nobody)
-	if err := b.sh("%s %s/irfs mount -c %s/root-ca.pub %s %s", as, b.dir, b.keys.dir, registry, mnt); err != nil {
-		return err
-	}
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends
-		_, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, nobody, nobody, nobody)
-		if errno == 0 {
-			_, _, errno = unix.RawSyscall(unix.SYS_SETRESUID, nobody, nobody, nobody)
+		err := openDevices()
+		if err == nil {
+			err = become(nobody)
 		}
-		if errno != 0 {
-			done <- errno
-			return
+		if err == nil {
+			err = b.sh("%s/irfs mount -c %s/root-ca.pub %s %s", b.dir, b.keys.dir, registry, mnt)
 		}
-		done <- do(mnt)
+		if err == nil {
+			err = errors.Join(do(mnt), b.sh("%s/irfs umount %s", b.dir, mnt))
+		}
+		done <- err
 	}()
-	return errors.Join(<-done, b.sh("%s %s/irfs umount %s", as, b.dir, mnt))
+	return <-done
+}
+
+// openDevices gives this thread, and the programs that it starts, a /dev in which everybody may open fuse.
+func openDevices() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("a mount namespace: %w", err)
+	}
+	return errors.Join(
+		unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""),
+		unix.Mount("tmpfs", "/dev", "tmpfs", 0, "mode=755"),
+		device("null", 1, 3), device("fuse", 10, 229))
+}
+
+// device makes a character device in /dev that everybody may open (Documentation/admin-guide/devices.txt in Linux).
+func device(name string, major, minor uint32) error {
+	if err := unix.Mknod("/dev/"+name, unix.S_IFCHR, int(unix.Mkdev(major, minor))); err != nil {
+		return &os.PathError{Op: "mknod", Path: "/dev/" + name, Err: err}
+	}
+	return os.Chmod("/dev/"+name, 0o666) // whatever the umask
+}
+
+// become makes another user of this thread, who is in no group but that of the same number.
+func become(id uintptr) error {
+	for _, call := range [][4]uintptr{{unix.SYS_SETGROUPS, 0, 0, 0}, {unix.SYS_SETRESGID, id, id, id}, {unix.SYS_SETRESUID, id, id, id}} {
+		if _, _, errno := unix.RawSyscall(call[0], call[1], call[2], call[3]); errno != 0 {
+			return errno
+		}
+	}
+	return nil
 }
