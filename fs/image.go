@@ -189,7 +189,9 @@ var imageFiles = []imageFile{
 			return nil, err
 		}
 		item := i.ofVerdict(v, word(v))
-		item.basis = &basis{i.snap.Serial(), v}
+		if i.snap.WordsFixed() {
+			item.basis = &basis{i.snap.Serial(), v}
+		}
 		return item, nil
 	}},
 	{"verify-full", never, verifyFull},
@@ -323,7 +325,8 @@ func (i *image) ofVerdict(v *sign.Verdict, text []byte) *Item {
 	return fileOf(text, i.snap.Attr, max(v.Mtime, i.snap.Attr.Mtime))
 }
 
-// A basis is a state of the app, and the verdict on an image that its index.json lists: no nested index can come between.
+// A basis is a state of the app, and the verdict on an image that its index.json lists: no nested index can come between, nor say
+// something new of it.
 type basis struct {
 	serial  uint64
 	verdict *sign.Verdict

@@ -107,8 +107,8 @@ func (t *Tree) Mount(dir string, o Options) (*Mount, error) {
 		return nil, err
 	}
 	t.version = func() []byte {
-		return fmt.Appendf(nil, "version %s\nregistry %s\npid %d\npassthrough %s\nreadonly %s\n",
-			o.Version, t.Registry.Path(), os.Getpid(), yes(m.passthrough.Load()), yes(o.ReadOnly))
+		return fmt.Appendf(nil, "version %s\nregistry %s\npid %d\npassthrough %s\nreadonly %s\nremembers %s\n",
+			o.Version, t.Registry.Path(), os.Getpid(), yes(m.passthrough.Load()), yes(o.ReadOnly), t.remembers())
 	}
 	go server.Serve() // until the unmount, which Wait waits for
 	if err := server.WaitMount(); err != nil {
@@ -116,6 +116,15 @@ func (t *Tree) Mount(dir string, o Options) (*Mount, error) {
 	}
 	m.passthrough.Store(canPassThrough(server))
 	return &Mount{dir, server, m.drops}, nil
+}
+
+// remembers says whether what was read is remembered, as `yes` or `no: WHY`.
+func (t *Tree) remembers() string {
+	remembers, why := t.Registry.Remembers()
+	if !remembers {
+		return "no: " + Field(why)
+	}
+	return "yes"
 }
 
 func yes(b bool) string {

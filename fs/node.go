@@ -350,7 +350,7 @@ func (m *mounted) open(now *Item, cached bool) (gofs.FileHandle, uint32, syscall
 	if blob.Attr.Stamp != now.stamp { // replaced between two calls
 		flags = fuse.FOPEN_NOFLUSH | fuse.FOPEN_DIRECT_IO
 		cached = false
-	} else if layout.Racy(now.stamp) {
+	} else if !blob.Proven() {
 		flags &^= fuse.FOPEN_KEEP_CACHE
 	}
 	return &blobHandle{blob, cached && m.passthrough.Load()}, flags, 0

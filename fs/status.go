@@ -89,7 +89,11 @@ func (t *Tree) appStatus(ctx context.Context, name string, full bool) ([]Row, er
 			return nil, err
 		}
 	}
-	for _, e := range snap.Top() {
+	top, err := snap.Top()
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range top {
 		if len(snap.TagsOf(e.Digest)) == 0 {
 			if err := add("", e); err != nil {
 				return nil, err

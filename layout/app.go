@@ -1,6 +1,7 @@
 package layout
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -33,17 +34,26 @@ type App struct {
 	seen    sighting
 	good    *Snapshot // the last one that could be used
 	torn    time.Time // since when index.json has not been usable
-	indexes map[string]*readIndex
+	indexes map[indexKey]*readIndex
 
 	noSubject map[uint64]bool // manifests, by a hash of their digests
 
-	recents *recents // its registry's; nil for one that is not published yet
+	recents *recents // its registry's, as is
+	keeper  *keeper  // this; nil for one that is not published yet
 }
 
-// readIndex is a nested index as it was read from its blob.
+// A readIndex is a nested index as it was read from its blob, or why it could not be read.
 type readIndex struct {
 	seen  sighting
 	index *v1.Index
+	err   error
+}
+
+// An indexKey is what the reading of a nested index depends on besides its bytes.
+type indexKey struct {
+	digest    digest.Digest
+	mediaType string
+	size      int64
 }
 
 // open opens the app's directory; ErrNotFound if it is not there any more, or something else is.
@@ -56,11 +66,11 @@ func (a *App) open() (int, error) {
 }
 
 func newApp(name string, parent int, path string) *App {
-	return &App{Name: name, parent: parent, path: path, turn: make(chan struct{}, 1), indexes: map[string]*readIndex{}}
+	return &App{Name: name, parent: parent, path: path, turn: make(chan struct{}, 1), indexes: map[indexKey]*readIndex{}}
 }
 
 // ground is what an app's files stand on: as long as these directories are unchanged, the app has the same oci-layout, and
-// blobs/sha256 and blobs/sha512 lead where they led. It is zero where a directory changed lately, for then its times prove nothing.
+// blobs/sha256 and blobs/sha512 lead where they led. It is zero where a directory changed lately, or its times prove nothing at all.
 type ground struct{ app, blobs Stamp }
 
 // survey looks at the ground of an app.
@@ -70,7 +80,7 @@ func (a *App) survey() (g ground) {
 	blobs, err2 := lstat(a.parent, a.path+"/blobs")
 	mark, err3 := lstat(a.parent, a.path+"/oci-layout")
 	if errors.Join(err1, err2, err3) != nil || !mark.Mode.IsRegular() || !allDirs(a.parent, a.path+"/blobs") ||
-		(sighting{app.Stamp, at}).racy() || (sighting{blobs.Stamp, at}).racy() {
+		a.keeper.ofDir(app, at).racy() || a.keeper.ofDir(blobs, at).racy() {
 		return ground{}
 	}
 	for _, algorithm := range []string{"sha256", "sha512"} {
@@ -118,6 +128,11 @@ var serials atomic.Uint64
 // Serial tells the snapshot from any other, also of the same bytes.
 func (s *Snapshot) Serial() uint64 { return s.serial }
 
+// digestOfBytes is that of index.json.
+func (s *Snapshot) digestOfBytes() digest.Digest {
+	return digest.NewDigestFromBytes(digest.SHA256, s.sum[:])
+}
+
 // Equal says whether index.json had the same bytes.
 func (s *Snapshot) Equal(other *Snapshot) bool { return s.sum == other.sum }
 
@@ -128,6 +143,7 @@ type content struct {
 
 	mu      sync.Mutex
 	reached *reached // the last walk through the nested indexes
+	words   *wording // what all of them say
 }
 
 // refName is the annotation that holds a tag, OCI image-spec v1.1, annotations.md.
@@ -186,7 +202,7 @@ func (a *App) mayBeTorn(snap *Snapshot) bool {
 
 // load reads index.json, with a.mu held, and gives its bytes as well.
 func (a *App) load(dirfd int) (*Snapshot, []byte, error) {
-	data, seen, attr, err := readFile(dirfd, indexName, -1, MaxIndex)
+	data, seen, attr, err := a.readFile(dirfd, indexName, -1, MaxIndex)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = corruptf("%s: not there", indexName)
 	}
@@ -215,7 +231,7 @@ func (a *App) load(dirfd int) (*Snapshot, []byte, error) {
 // look is load without the bytes, which are not held in memory if they are those of the last reading.
 func (a *App) look(dirfd int) (*Snapshot, error) {
 	if a.snap != nil {
-		if same, seen, attr, err := sameFile(dirfd, indexName, a.snap.Attr.Size, a.snap.sum); err == nil && same {
+		if same, seen, attr, err := a.sameFile(context.Background(), dirfd, indexName, a.snap.digestOfBytes(), a.snap.Attr.Size); err == nil && same {
 			return a.again(attr, seen), nil
 		}
 	}
@@ -247,7 +263,7 @@ func (a *App) readIndexFile() ([]byte, error) {
 		return nil, err
 	}
 	defer closeFD(dirfd)
-	data, _, _, err := readFile(dirfd, indexName, -1, MaxIndex)
+	data, _, _, err := a.readFile(dirfd, indexName, -1, MaxIndex)
 	return data, err
 }
 
@@ -288,34 +304,13 @@ func (s *Snapshot) Tag(tag string) (Entry, error) {
 	case 0:
 		return Entry{}, kindf(ErrNotFound, "%s: no tag %q", s.app.Name, tag)
 	case 1:
-		return s.row(int(list[0])), nil
+		return s.judged(s.row(int(list[0])))
 	}
 	return Entry{Err: corruptf("%s: the tag %q is given twice", indexName, tag)}, nil
 }
 
-// entry is the Entry of a descriptor, after a look at those in index.json that
-// have its digest.
-func (s *Snapshot) entry(d v1.Descriptor) Entry {
-	err := s.bad[d.Digest]
-	if rows := s.of(d.Digest); err == nil && len(rows) > 0 {
-		err = disagreement(d, s.descriptor(int(rows[0])))
-	}
-	return Entry{d, err}
-}
-
-// row is the Entry of what index.json itself lists.
-func (s *Snapshot) row(i int) Entry {
-	d := s.descriptor(i)
-	return Entry{d, s.bad[d.Digest]}
-}
-
-// disagreement is nil if two descriptors of one digest say the same of it.
-func disagreement(a, b v1.Descriptor) error {
-	if a.Size != b.Size || a.MediaType != b.MediaType {
-		return corruptf("%s: its descriptors disagree: %d bytes of %s, and %d bytes of %s", a.Digest, a.Size, a.MediaType, b.Size, b.MediaType)
-	}
-	return nil
-}
+// row is the Entry of what index.json itself lists, by its own words.
+func (s *Snapshot) row(i int) Entry { return Entry{Descriptor: s.descriptor(i)} }
 
 // Digest gives the image or index of that digest; ErrNotFound if index.json
 // does not reach it.
@@ -324,25 +319,32 @@ func (s *Snapshot) Digest(d digest.Digest) (Entry, error) {
 		return Entry{}, s.Err
 	}
 	if rows := s.of(d); len(rows) > 0 {
-		return s.row(int(rows[0])), nil
+		return s.judged(s.row(int(rows[0])))
 	}
 	e, ok, err := s.nested(d)
-	if err == nil && !ok {
-		err = kindf(ErrNotFound, "%s: no image or index %s", s.app.Name, d)
+	switch {
+	case err != nil:
+		return e, err
+	case !ok:
+		return e, kindf(ErrNotFound, "%s: no image or index %s", s.app.Name, d)
 	}
-	return e, err
+	return s.judged(e)
 }
 
 // Lists says whether index.json itself lists that digest.
 func (s *Snapshot) Lists(d digest.Digest) bool { return len(s.of(d)) > 0 }
 
 // Top lists what index.json itself lists, in its order.
-func (s *Snapshot) Top() []Entry {
+func (s *Snapshot) Top() ([]Entry, error) {
+	said, err := s.wording()
+	if err != nil {
+		return nil, err
+	}
 	list := make([]Entry, len(s.list))
 	for i := range list {
-		list[i] = s.row(i)
+		list[i] = said.judge(s.row(i))
 	}
-	return list
+	return list, nil
 }
 
 // Resolve gives what a reference names, a digest or else a tag.

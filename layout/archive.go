@@ -444,8 +444,6 @@ func (u *unpacking) reach(snap *Snapshot) (map[digest.Digest]bool, error) {
 				err = missing(d)
 			case p.size != d.Size:
 				err = corruptf("%s has %d bytes, and not the %d of its descriptor", d.Digest, p.size, d.Size)
-			case d.Data != nil && d.Digest.Algorithm().FromBytes(d.Data) != d.Digest:
-				err = notInlined(d)
 			}
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", e.Digest, err)

@@ -281,7 +281,6 @@ type newBlob struct {
 type rewriting struct {
 	blobs []newBlob // each once, those in an index before it
 	moves map[digest.Digest]move
-	was   map[digest.Digest][]byte // the bytes of what moves
 }
 
 // put notes what a document becomes, if that is anything else.
@@ -295,7 +294,6 @@ func (w *rewriting) put(d v1.Descriptor, was, is []byte, limit int) error {
 	old := d.Digest
 	d.Digest, d.Size, d.Data = old.Algorithm().FromBytes(is), int64(len(is)), nil
 	w.moves[old] = move{Digest: d.Digest, Size: d.Size, Bytes: is}
-	w.was[old] = was
 	w.blobs = append(w.blobs, newBlob{d, is, old})
 	return nil
 }
@@ -307,8 +305,8 @@ func (w *rewriting) annotate(s *Snapshot, r *reached, edits []Edit) error {
 		if n == nil {
 			return kindf(ErrNotFound, "%s: index.json does not reach it", e.Manifest.Digest)
 		}
-		if n.Err != nil {
-			return n.Err
+		if now := r.said.judge(n.Entry); now.Err != nil {
+			return now.Err
 		}
 		is, err := setAnnotations(e.Manifest.Bytes, e.Set)
 		if err == nil {
@@ -322,20 +320,20 @@ func (w *rewriting) annotate(s *Snapshot, r *reached, edits []Edit) error {
 }
 
 // reindex puts an index whose children have moved.
-func (w *rewriting) reindex(dirfd int, n *node) error {
-	if n.Err != nil {
-		return n.Err
+func (w *rewriting) reindex(app *App, dirfd int, e Entry) error {
+	if e.Err != nil {
+		return e.Err
 	}
-	was, _, _, err := readBlob(dirfd, n.Descriptor, MaxIndex, nil)
+	was, _, _, err := app.readBlob(dirfd, e.Descriptor, MaxIndex, nil)
 	if err != nil {
 		return err
 	}
 	is, err := moveDescriptors(was, w.moves)
 	if err == nil {
-		err = w.put(n.Descriptor, was, is, MaxIndex)
+		err = w.put(e.Descriptor, was, is, MaxIndex)
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", n.Digest, err)
+		return fmt.Errorf("%s: %w", e.Digest, err)
 	}
 	return nil
 }
@@ -352,7 +350,7 @@ func (s *Snapshot) rewrite(raw []byte, edits []Edit) ([]newBlob, []byte, *rows, 
 		return nil, nil, nil, nil, err
 	}
 	defer closeFD(dirfd)
-	w := &rewriting{moves: map[digest.Digest]move{}, was: map[digest.Digest][]byte{}}
+	w := &rewriting{moves: map[digest.Digest]move{}}
 	if err := w.annotate(s, r, edits); err != nil {
 		return nil, nil, nil, nil, err
 	}
@@ -361,12 +359,9 @@ func (s *Snapshot) rewrite(raw []byte, edits []Edit) ([]newBlob, []byte, *rows, 
 		touched = append(touched, e.Manifest.Digest)
 	}
 	for _, d := range r.upward(touched) {
-		if err := w.reindex(dirfd, r.nodes[d]); err != nil {
+		if err := w.reindex(s.app, dirfd, r.said.judge(r.nodes[d].Entry)); err != nil {
 			return nil, nil, nil, nil, err
 		}
-	}
-	if err := s.inlined(r, w.was); err != nil {
-		return nil, nil, nil, nil, err
 	}
 	index, list, err := s.moveRows(raw, w.moves)
 	if err != nil {
@@ -380,32 +375,6 @@ func (s *Snapshot) rewrite(raw []byte, edits []Edit) ([]newBlob, []byte, *rows, 
 		moved[old] = to.Digest
 	}
 	return w.blobs, index, list, moved, nil
-}
-
-// inlined checks the inline data of every descriptor of the given blobs: one
-// that differs would be put right, unseen, by the change.
-func (s *Snapshot) inlined(r *reached, blobs map[digest.Digest][]byte) error {
-	check := func(list []v1.Descriptor) error {
-		for _, d := range list {
-			if was, ok := blobs[d.Digest]; ok && d.Data != nil && !bytes.Equal(d.Data, was) {
-				return notInlined(d)
-			}
-		}
-		return nil
-	}
-	for d := range blobs {
-		for _, i := range s.of(d) {
-			if err := check([]v1.Descriptor{s.descriptor(int(i))}); err != nil {
-				return err
-			}
-		}
-		for _, parent := range s.node(r, d).parents {
-			if err := check(r.indexes[parent].index.Manifests); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // upward lists the indexes above the given digests so that each comes after
@@ -506,7 +475,7 @@ func (l *locked) unchanged(snap *Snapshot, seen sighting) (bool, error) {
 	attr, err := statBeneath(l.dirfd, indexName)
 	if err == nil && seen.racy() {
 		var same bool
-		if same, _, _, err = sameFile(l.dirfd, indexName, snap.Attr.Size, snap.sum); err == nil {
+		if same, _, _, err = l.app.sameFile(context.Background(), l.dirfd, indexName, snap.digestOfBytes(), snap.Attr.Size); err == nil {
 			return same, nil
 		}
 	}

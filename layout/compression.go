@@ -103,15 +103,10 @@ func (g *gunzip) Read(p []byte) (int, error) {
 	if err != io.EOF {
 		return n, err
 	}
-	for { // as gzip(1) does, zeros after the end are passed over
-		next, err := g.in.Peek(1)
-		if err != nil {
-			return 0, err
-		}
-		if next[0] != 0 {
-			break
-		}
-		g.in.Discard(1)
+	if more, err := anotherMember(g.in); err != nil {
+		return 0, err
+	} else if !more {
+		return 0, io.EOF
 	}
 	if err := g.z.Reset(g.in); err == io.EOF { // in the header's name or comment, and not the end of all members
 		return 0, io.ErrUnexpectedEOF
@@ -120,6 +115,25 @@ func (g *gunzip) Read(p []byte) (int, error) {
 	}
 	g.z.Multistream(false)
 	return 0, nil
+}
+
+// anotherMember reports whether a gzip file goes on behind one of its members. Zeros may be behind the last one, and nothing behind these:
+// gzip(1) passes over it, and other programs read on.
+func anotherMember(in *bufio.Reader) (bool, error) {
+	for padded := false; ; padded = true {
+		next, err := in.Peek(1)
+		switch {
+		case err == io.EOF:
+			return false, nil
+		case err != nil:
+			return false, err
+		case next[0] != 0 && padded:
+			return false, corruptf("there is something behind the zeros at the end of gzip's data")
+		case next[0] != 0:
+			return true, nil
+		}
+		in.Discard(1)
+	}
 }
 
 type countedReader struct {

@@ -55,18 +55,17 @@ const racyFor = 2 * time.Second
 // read.
 type sighting struct {
 	Stamp
-	at int64 // nanoseconds since 1970
+	at int64 // nanoseconds since 1970, or provesNothing
 }
 
-// racy says whether the file may have been changed after it was read with
+// provesNothing stands for the time of a sighting of a file that may not be remembered (keep.go).
+const provesNothing = 0
+
+// racy reports whether the file may have been changed after it was read with
 // no trace of it in the stamp.
 func (s sighting) racy() bool {
-	return s.at-max(s.Mtime, s.Ctime) < int64(racyFor)
+	return s.at == provesNothing || s.at-max(s.Mtime, s.Ctime) < int64(racyFor)
 }
-
-// Racy says whether a file with that stamp, seen now, may still change without
-// a trace in it.
-func Racy(s Stamp) bool { return sighting{s, time.Now().UnixNano()}.racy() }
 
 // fresh says whether the content changed so lately that somebody may be
 // writing it still. A date in the future is nobody's.
@@ -177,18 +176,56 @@ func permitted(fd int, attr Attr) Attr {
 	if attr.Mode&0o070 == 0 {
 		return attr
 	}
-	var text [1 << 10]byte // more entries than that are no reason to trust the bits
-	n, err := unix.Getxattr(fmt.Sprintf("/proc/self/fd/%d", fd), aclName, text[:])
-	if err == unix.ENODATA || err == unix.ENOTSUP {
+	list, err := aclOf(fd)
+	if err == nil && list == nil {
 		return attr
 	}
-	const groupOf, mask = 0x04, 0x10 // ACL_GROUP_OBJ, ACL_MASK (linux/posix_acl.h)
-	rights := map[uint16]fs.FileMode{mask: 0o7}
-	for list := text[min(max(n, 0), 4):max(n, 0)]; len(list) >= 8; list = list[8:] { // linux/posix_acl_xattr.h
-		rights[binary.LittleEndian.Uint16(list)] = fs.FileMode(binary.LittleEndian.Uint16(list[2:]))
+	group, mask := uint16(0), uint16(0o7) // no rights where the ACL cannot be read
+	for _, e := range list {
+		switch e.tag {
+		case aclGroupOf:
+			group = e.perm
+		case aclMask:
+			mask = e.perm
+		}
 	}
-	attr.Mode = attr.Mode&^0o070 | rights[groupOf]&rights[mask]&0o7<<3
+	attr.Mode = attr.Mode&^0o070 | fs.FileMode(group&mask&0o7)<<3
 	return attr
+}
+
+// An aclEntry is one of a POSIX ACL (linux/posix_acl.h): who may do what.
+type aclEntry struct {
+	tag, perm uint16
+	id        uint32
+}
+
+const aclUser, aclGroupOf, aclGroup, aclMask, aclWrite = 0x02, 0x04, 0x08, 0x10, 0x02
+
+// aclOf returns the POSIX ACL of an open file or directory, nil for none.
+func aclOf(fd int) ([]aclEntry, error) {
+	var text [1 << 10]byte // a longer one is an error
+	n, err := unix.Getxattr(fmt.Sprintf("/proc/self/fd/%d", fd), aclName, text[:])
+	if err == unix.ENODATA || err == unix.ENOTSUP {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, pathError("getfacl", "", err)
+	}
+	list := []aclEntry{}
+	for e := text[min(n, 4):n]; len(e) >= 8; e = e[8:] { // linux/posix_acl_xattr.h
+		list = append(list, aclEntry{binary.LittleEndian.Uint16(e), binary.LittleEndian.Uint16(e[2:]), binary.LittleEndian.Uint32(e[4:])})
+	}
+	return list, nil
+}
+
+// aclBeneath is aclOf by a path.
+func aclBeneath(dirfd int, name string) ([]aclEntry, error) {
+	fd, err := openBeneath(dirfd, name, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer closeFD(fd)
+	return aclOf(fd)
 }
 
 // statPermitted is statBeneath with what permitted says.
@@ -333,7 +370,7 @@ func (r *fdReader) Read(p []byte) (int, error) {
 // readFile reads a whole regular file of at most limit bytes; where want is
 // not negative its size must be exactly that. The size is checked before a
 // byte is read. What was seen of the file comes with an error too.
-func readFile(dirfd int, name string, want, limit int64) ([]byte, sighting, Attr, error) {
+func (a *App) readFile(dirfd int, name string, want, limit int64) ([]byte, sighting, Attr, error) {
 	at := time.Now().UnixNano()
 	fd, attr, err := openRegular(dirfd, name)
 	if err != nil {
@@ -349,6 +386,7 @@ func readFile(dirfd int, name string, want, limit int64) ([]byte, sighting, Attr
 	if err != nil {
 		return nil, sighting{attr.Stamp, at}, attr, err
 	}
+	watched := a.watch(fd, attr, name, at)
 	data := make([]byte, attr.Size)
 	n, err := io.ReadFull(&fdReader{fd: fd, name: name}, data)
 	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
@@ -358,7 +396,7 @@ func readFile(dirfd int, name string, want, limit int64) ([]byte, sighting, Attr
 		attr = permitted(fd, attr)
 	}
 	// A file that shrank meanwhile is short here, and its digest is wrong.
-	return data[:n], sighting{attr.Stamp, at}, attr, nil
+	return data[:n], watched.end(), attr, nil
 }
 
 // An entry of a directory, as readDir gives it.

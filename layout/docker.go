@@ -106,7 +106,7 @@ func (u *unpacking) fromDockerImage(image dockerImage) (v1.Descriptor, error) {
 		Config:    v1.Descriptor{MediaType: v1.MediaTypeImageConfig, Digest: config.digest, Size: config.size},
 		Layers:    []v1.Descriptor{},
 	}
-	text, _, _, err := readBlob(u.dirfd, m.Config, MaxConfig, nil)
+	text, _, _, err := u.App.readBlob(u.dirfd, m.Config, MaxConfig, nil)
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
@@ -151,7 +151,7 @@ func (u *unpacking) dockerLayer(layer part, diffID digest.Digest) (v1.Descriptor
 	switch {
 	case layer.diffID == diffID:
 	case layer.diffID == "" && (layer.compression != "" || diffID.Algorithm() != layer.digest.Algorithm()):
-		if err := (&Snapshot{app: u.App}).CheckLayer(u.ctx, d, diffID, nil); err != nil {
+		if _, err := (&Snapshot{app: u.App}).CheckLayer(u.ctx, d, diffID, nil); err != nil {
 			return d, err
 		}
 		layer.diffID = diffID // known from now on

@@ -39,7 +39,7 @@ func (r *Registry) ReadEntries(archive io.Reader) (map[string]string, error) {
 	}
 	entries := map[string]string{}
 	blob := func(name string, d digest.Digest) error {
-		data, _, _, err := readFile(dirfd, BlobPath(d), -1, 1<<30)
+		data, _, _, err := s.App.readFile(dirfd, BlobPath(d), -1, 1<<30)
 		entries[name] = string(data)
 		return err
 	}

@@ -1,11 +1,112 @@
 package layout
 
 import (
+	"cmp"
 	"errors"
+	"maps"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
+
+// A wording is what the indexes of an app, at any depth, say of digests that programs could understand in different ways.
+type wording struct {
+	bad     map[digest.Digest]error  // of which descriptors differ, or have inline data that are not the blob's
+	inlined map[digest.Digest][]byte // right inline data, by any descriptor
+	unread  []v1.Descriptor          // nested indexes that are not there, or damaged: what they say is not known
+}
+
+// hear takes in a descriptor; first is the first one of its digest, maybe itself.
+func (w *wording) hear(first, d v1.Descriptor) {
+	err := cmp.Or(inlineFault(d), disagreement(first, d))
+	switch {
+	case err != nil && w.bad[d.Digest] == nil:
+		if w.bad == nil {
+			w.bad = map[digest.Digest]error{}
+		}
+		w.bad[d.Digest] = err
+	case err == nil && d.Data != nil:
+		if w.inlined == nil {
+			w.inlined = map[digest.Digest][]byte{}
+		}
+		w.inlined[d.Digest] = d.Data
+	}
+}
+
+// disagreement returns nil if two descriptors of one digest, in the manifests of indexes, say the same of it.
+func disagreement(a, b v1.Descriptor) error {
+	if a.Size != b.Size || a.MediaType != b.MediaType {
+		return corruptf("%s: its descriptors disagree: %d bytes of %s, and %d bytes of %s", a.Digest, a.Size, a.MediaType, b.Size, b.MediaType)
+	}
+	return nil
+}
+
+// judge adds to an entry what other descriptors of its digest say.
+func (w *wording) judge(e Entry) Entry {
+	if e.Err == nil {
+		e.Err = w.bad[e.Digest]
+	}
+	if e.Data == nil && e.Err == nil {
+		e.Data = w.inlined[e.Digest]
+	}
+	return e
+}
+
+// wording returns what index.json and all nested indexes say. It does not become another as long as index.json has these bytes, for digests
+// stand for bytes; unless an index can be read by now that could not.
+func (s *Snapshot) wording() (*wording, error) {
+	if len(s.indexes) == 0 {
+		return &s.said, nil
+	}
+	s.mu.Lock()
+	w := s.words
+	s.mu.Unlock()
+	if w != nil {
+		if same, err := s.stillUnread(w.unread); err != nil || same {
+			return w, err
+		}
+	}
+	r, err := s.walk(nil)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.words = r.said
+	return r.said, nil
+}
+
+func (s *Snapshot) stillUnread(list []v1.Descriptor) (bool, error) {
+	if len(list) == 0 {
+		return true, nil
+	}
+	dirfd, err := s.app.open()
+	if err != nil {
+		return false, err
+	}
+	defer closeFD(dirfd)
+	for _, d := range list {
+		if _, err := s.app.readIndex(dirfd, d); !errors.Is(err, ErrCorrupt) {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+func (s *Snapshot) judged(e Entry) (Entry, error) {
+	said, err := s.wording()
+	if err != nil {
+		return e, err
+	}
+	return said.judge(e), nil
+}
+
+// WordsFixed reports whether what is said of any image is in index.json alone, or in nested indexes that were all read: then it does not
+// become another as long as index.json has these bytes.
+func (s *Snapshot) WordsFixed() bool {
+	said, err := s.wording()
+	return err == nil && len(said.unread) == 0
+}
 
 // reached is the outcome of one walk through nested indexes. Of all that
 // index.json lists itself, a walk from there has only the indexes, and what a nested one lists too.
@@ -13,8 +114,10 @@ type reached struct {
 	order   []digest.Digest // each once, but for what index.json lists itself
 	nodes   map[digest.Digest]*node
 	indexes map[digest.Digest]*readIndex // nil for one that could not be read
+	said    *wording                     // at that time
 }
 
+// A node has the Err of a reading. What the wording has against it is asked for when it is used.
 type node struct {
 	Entry
 	parents []digest.Digest // the nested indexes that list it
@@ -23,12 +126,20 @@ type node struct {
 // walk visits what a descriptor leads to, or index.json with nil, breadth first, so that a
 // digest that is reached in several ways is visited at its least depth, once.
 func (s *Snapshot) walk(from *v1.Descriptor) (*reached, error) {
+	said := &s.said
+	if from != nil {
+		var err error
+		if said, err = s.wording(); err != nil {
+			return nil, err
+		}
+	}
 	dirfd, err := s.app.open()
 	if err != nil {
 		return nil, err
 	}
 	defer closeFD(dirfd)
 	r := &reached{nodes: map[digest.Digest]*node{}, indexes: map[digest.Digest]*readIndex{}}
+	r.said = &wording{maps.Clone(said.bad), maps.Clone(said.inlined), nil}
 	var level []v1.Descriptor
 	visit := func(d v1.Descriptor, parent digest.Digest) {
 		n := r.nodes[d.Digest]
@@ -39,15 +150,14 @@ func (s *Snapshot) walk(from *v1.Descriptor) (*reached, error) {
 			}
 		}
 		if n == nil {
-			n = &node{Entry: s.entry(d)}
+			n = &node{Entry: Entry{Descriptor: d}}
 			r.nodes[d.Digest] = n
 			r.order = append(r.order, d.Digest)
 			if IsIndex(d.MediaType) {
 				level = append(level, d)
 			}
-		} else if err := disagreement(n.Descriptor, d); err != nil {
-			n.Err = err
 		}
+		r.said.hear(n.Descriptor, d)
 		// An index is visited once, so it can only be the last one.
 		if last := len(n.parents) - 1; parent != "" && (last < 0 || n.parents[last] != parent) {
 			n.parents = append(n.parents, parent)
@@ -81,11 +191,18 @@ func (s *Snapshot) walk(from *v1.Descriptor) (*reached, error) {
 			}
 			r.indexes[d.Digest] = ri
 			if ri == nil {
+				r.said.unread = append(r.said.unread, d)
 				continue
 			}
 			for _, child := range ri.index.Manifests {
 				visit(child, d.Digest)
 			}
+		}
+	}
+	for _, d := range r.said.unread {
+		n := r.nodes[d.Digest]
+		if d.Data = r.said.inlined[d.Digest]; d.Data != nil && n.Err == nil {
+			n.Err = missing(d)
 		}
 	}
 	return r, nil
@@ -94,25 +211,27 @@ func (s *Snapshot) walk(from *v1.Descriptor) (*reached, error) {
 // readIndex reads a nested index, or gives the last reading while its file
 // is as it was.
 func (a *App) readIndex(dirfd int, d v1.Descriptor) (*readIndex, error) {
-	key := string(d.Digest)
+	key := indexKey{d.Digest, d.MediaType, d.Size}
 	a.mu.Lock()
 	old := a.indexes[key]
 	a.mu.Unlock()
-	if old != nil && old.seen.Size == d.Size && !old.seen.racy() {
+	if old != nil && !old.seen.racy() {
 		if attr, err := statBeneath(dirfd, BlobPath(d.Digest)); err == nil && attr.Stamp == old.seen.Stamp {
-			return old, nil
+			return old.result()
 		}
 	}
-	data, seen, _, err := readBlob(dirfd, d, MaxIndex, nil)
-	if err != nil {
+	data, seen, _, err := a.readBlob(dirfd, d, MaxIndex, nil)
+	if err != nil && (errors.Is(err, ErrMissing) || !errors.Is(err, ErrCorrupt) || d.Data != nil) {
 		return nil, err
 	}
-	ri := &readIndex{seen: seen}
-	if old != nil {
+	ri := &readIndex{seen: seen, err: err}
+	switch {
+	case err != nil:
+	case old != nil && old.err == nil:
 		// Its bytes have the same digest, so it says the same.
 		ri.index = old.index
-	} else if ri.index, err = ParseIndex(data, d.MediaType); err != nil {
-		return nil, err
+	default:
+		ri.index, ri.err = ParseIndex(data, d.MediaType)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -120,6 +239,13 @@ func (a *App) readIndex(dirfd int, d v1.Descriptor) (*readIndex, error) {
 		clear(a.indexes)
 	}
 	a.indexes[key] = ri
+	return ri.result()
+}
+
+func (ri *readIndex) result() (*readIndex, error) {
+	if ri.err != nil {
+		return nil, ri.err
+	}
 	return ri, nil
 }
 
@@ -134,7 +260,7 @@ func (s *Snapshot) all() (*reached, error) {
 	}
 	r, err := s.walk(nil)
 	if err == nil {
-		s.reached = r
+		s.reached, s.words = r, r.said
 	}
 	return r, err
 }
@@ -240,13 +366,13 @@ func (s *Snapshot) Entries() ([]Entry, error) {
 	list := make([]Entry, 0, len(s.list)+len(r.order))
 	for i, row := range s.list {
 		if n := r.nodes[row.digest]; n != nil && !row.again {
-			list = append(list, n.Entry)
+			list = append(list, r.said.judge(n.Entry))
 		} else if !row.again {
-			list = append(list, s.row(i))
+			list = append(list, r.said.judge(s.row(i)))
 		}
 	}
 	for _, d := range r.order {
-		list = append(list, r.nodes[d].Entry)
+		list = append(list, r.said.judge(r.nodes[d].Entry))
 	}
 	return list, nil
 }
@@ -273,8 +399,8 @@ func (s *Snapshot) Images(e Entry) ([]Entry, error) {
 	var list []Entry
 	seen := map[image]bool{}
 	add := func(d v1.Descriptor) {
-		n := r.nodes[d.Digest]
-		if n.Err == nil && IsIndex(d.MediaType) {
+		e := r.said.judge(Entry{d, r.nodes[d.Digest].Err})
+		if e.Err == nil && IsIndex(d.MediaType) {
 			return
 		}
 		key := image{digest: d.Digest, reference: d.Annotations[referenceType]}
@@ -283,7 +409,7 @@ func (s *Snapshot) Images(e Entry) ([]Entry, error) {
 		}
 		if !seen[key] {
 			seen[key] = true
-			list = append(list, Entry{d, n.Err})
+			list = append(list, e)
 		}
 	}
 	add(e.Descriptor)
@@ -297,7 +423,11 @@ func (s *Snapshot) Images(e Entry) ([]Entry, error) {
 	return list, nil
 }
 
+// missing is the error about a blob that is not there. One that is inlined is no part that a sparse index may lack, for some programs take that.
 func missing(d v1.Descriptor) error {
+	if d.Data != nil {
+		return corruptf("%s: not in the layout as a blob, only as the data inlined in a descriptor", d.Digest)
+	}
 	return corruptf("%s: %w", d.Digest, errNotThere)
 }
 

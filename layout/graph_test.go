@@ -46,7 +46,7 @@ func TestManyTagsOnOneDigest(t *testing.T) {
 	}
 	snap := snapshot(t, appOf(t, l))
 	start := time.Now()
-	top := snap.Top()
+	top := must2(snap.Top())
 	if d := time.Since(start); d > 5*time.Second {
 		t.Errorf("it took %v", d)
 	}

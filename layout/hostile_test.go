@@ -194,10 +194,10 @@ func TestHostileLayouts(t *testing.T) {
 		{"1 duplicate member of index.json", index(`"manifests":`, `"manifests":[],"manifests":`), "index.json: manifests: there are two members"},
 		{"1 duplicate digest of a descriptor", index(`"digest":`, `"digest":"sha256:`+hex0+`","digest":`), "manifests[0].digest: there are two members"},
 		{"1 duplicate member of the config", config(`{"rootfs":{"type":"layers","diff_ids":[]},"rootfs":{"type":"layers"}}`), "rootfs: there are two members"},
-		{"2 layers in other case only", manifest(layers, `"Layers":[`), "layers is missing"},
-		{"2 config in other case only", manifest(`"config":`, `"CONFIG":`), "config is missing"},
-		{"2 digest in other case only", index(`"digest":`, `"dige\u017ft":`), "manifests[0]: digest is missing"},
-		{"2 rootfs in other case only", config(`{"RootFS":{"type":"layers","diff_ids":["sha256:` + hex0 + `"]}}`), `rootfs.type is "", and not "layers"`},
+		{"2 layers in other case only", manifest(layers, `"Layers":[`), `Layers: some programs take this for the member "layers"`},
+		{"2 config in other case only", manifest(`"config":`, `"CONFIG":`), `CONFIG: some programs take this for the member "config"`},
+		{"2 digest in other case only", index(`"digest":`, `"dige\u017ft":`), `some programs take this for the member "digest"`},
+		{"2 rootfs in other case only", config(`{"RootFS":{"type":"layers","diff_ids":["sha256:` + hex0 + `"]}}`), `config: RootFS: some programs take this for the member "rootfs"`},
 		{"3 trailing bytes in a manifest", func(t *testing.T, l *sample.Layout, good v1.Descriptor, dir string) {
 			l.Tag("x", l.Blob(good.MediaType, append(bytes.Clone(l.Bytes(good)), '{')))
 			must(t, l.WriteDir(dir))

@@ -1,19 +1,14 @@
 package layout
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"path"
-	"strings"
 	"time"
 
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -24,7 +19,7 @@ type Kind string
 const (
 	KindImage       Kind = "image"
 	KindIndex       Kind = "index"
-	KindArtifact    Kind = "artifact"    // a manifest whose config is not that of an image
+	KindArtifact    Kind = "artifact"    // what no program runs: a Helm chart, a signature, an SBOM
 	KindAttestation Kind = "attestation" // what BuildKit says of an image, beside it in its index
 )
 
@@ -38,6 +33,7 @@ const (
 type Manifest struct {
 	v1.Descriptor
 	Kind  Kind
+	own   Kind // without what the descriptor says; "" if that was enough
 	Bytes []byte
 	Attr  Attr
 	Doc   *v1.Manifest // nil for an index, and for a media type that is neither
@@ -52,12 +48,12 @@ type Config struct {
 // readBlob reads a whole blob and checks it against its descriptor. Errors
 // are ErrCorrupt (ErrMissing, ErrLimit), or the system's. Unless it is the
 // system's, what was found is added to seen, which may be nil.
-func readBlob(dirfd int, d v1.Descriptor, limit int64, seen *Seen) ([]byte, sighting, Attr, error) {
+func (a *App) readBlob(dirfd int, d v1.Descriptor, limit int64, seen *Seen) ([]byte, sighting, Attr, error) {
 	name := BlobPath(d.Digest)
 	if d.Size > limit {
 		return nil, sighting{}, Attr{}, limitf("%s: %d bytes, over the limit of %d", d.Digest, d.Size, limit)
 	}
-	data, at, attr, err := readFile(dirfd, name, d.Size, limit)
+	data, at, attr, err := a.readFile(dirfd, name, d.Size, limit)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = missing(d)
 	}
@@ -72,14 +68,7 @@ func readBlob(dirfd int, d v1.Descriptor, limit int64, seen *Seen) ([]byte, sigh
 	if sum != d.Digest {
 		return nil, at, attr, corruptf("%s: the blob's bytes do not have this digest", name)
 	}
-	if d.Data != nil && !bytes.Equal(d.Data, data) {
-		return nil, at, attr, notInlined(d)
-	}
 	return data, at, attr, nil
-}
-
-func notInlined(d v1.Descriptor) error {
-	return corruptf("%s: the data inlined in its descriptor is not the blob's", d.Digest)
 }
 
 // Manifest reads the manifest or index of an entry.
@@ -97,13 +86,12 @@ func (s *Snapshot) manifest(e Entry, seen *Seen) (*Manifest, error) {
 		return s.readManifest(e, seen)
 	}
 	if m, found := recents.manifests.get(s.app, e.Descriptor); m != nil && s.Unmoved(found) {
-		seen.addAll(found)
 		again := *m
 		again.Descriptor = e.Descriptor
-		if m.Doc != nil {
-			again.Kind = kindOfManifest(e.Descriptor, m.Doc)
+		if again.Kind = m.kindUnder(e.Descriptor); again.Kind != "" {
+			seen.addAll(found)
+			return &again, nil
 		}
-		return &again, nil
 	}
 	var found Seen
 	m, err := s.readManifest(e, &found)
@@ -125,35 +113,121 @@ func (s *Snapshot) readManifest(e Entry, seen *Seen) (*Manifest, error) {
 		limit = MaxIndex
 	}
 	m := &Manifest{Descriptor: e.Descriptor}
-	if m.Bytes, _, m.Attr, err = readBlob(dirfd, e.Descriptor, limit, seen); err != nil {
+	if m.Bytes, _, m.Attr, err = s.app.readBlob(dirfd, e.Descriptor, limit, seen); err != nil {
 		return nil, err
 	}
 	switch {
 	case IsIndex(e.MediaType):
-		m.Kind = KindIndex
+		m.own = KindIndex
 		_, err = ParseIndex(m.Bytes, e.MediaType)
 	case IsManifest(e.MediaType):
-		m.Doc, err = ParseManifest(m.Bytes, e.MediaType)
-		if err == nil {
-			m.Kind = kindOfManifest(e.Descriptor, m.Doc)
+		if m.Doc, err = ParseManifest(m.Bytes, e.MediaType); err == nil {
+			err = s.checkSubject(dirfd, m.Doc.Subject, seen)
+		}
+		if err == nil && !isAttestation(e.Descriptor, m.Doc) {
+			m.own, err = s.kind(dirfd, m.Doc, seen)
 		}
 	default:
-		m.Kind = KindArtifact
+		m.own = KindArtifact
+		if name := wordedAs(m.Bytes, "manifests", "layers", "fsLayers"); name != "" {
+			err = corruptf("%.100q is no media type of an image or index, and the document has %s, as these have", e.MediaType, name)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", e.Digest, err)
 	}
+	m.Kind = m.kindUnder(e.Descriptor)
 	return m, nil
 }
 
-func kindOfManifest(d v1.Descriptor, m *v1.Manifest) Kind {
-	if isAttestation(d, m) {
+// checkSubject checks a subject's size, if that is in the layout: otherwise its descriptor would be the only one of its digest that
+// nobody ever compares with anything.
+func (s *Snapshot) checkSubject(dirfd int, d *v1.Descriptor, seen *Seen) error {
+	if d == nil {
+		return nil
+	}
+	at := time.Now().UnixNano()
+	attr, err := statBeneath(dirfd, BlobPath(d.Digest))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) { // it need not be there
+		err = nil
+	} else if err == nil && attr.Mode.IsRegular() && attr.Size != d.Size {
+		err = corruptf("subject: %s: %d bytes, and not the %d of its descriptor", BlobPath(d.Digest), attr.Size, d.Size)
+	}
+	seen.add(d.Digest, "", sighting{attr.Stamp, at})
+	return err
+}
+
+// kindUnder is the kind of the manifest where that descriptor names it, "" if it is not known.
+func (m *Manifest) kindUnder(d v1.Descriptor) Kind {
+	if m.Doc != nil && isAttestation(d, m.Doc) {
 		return KindAttestation
 	}
-	if !IsConfig(m.Config.MediaType) || m.ArtifactType != "" {
-		return KindArtifact
+	return m.own
+}
+
+// kind finds out whether a manifest is an image's: what some program runs is one, whatever media types it is given. An artifact is
+//   - what has layers, none of which is of a layer's type or begins like a layer (podman unpacks those of any type);
+//   - what has a config that is of no image config's type, and has no `rootfs`.
+//
+// An image without layers is an image. What cannot be read is taken for an image's, which counts.
+func (s *Snapshot) kind(dirfd int, m *v1.Manifest, seen *Seen) (Kind, error) {
+	if !IsConfig(m.Config.MediaType) {
+		config, _, _, err := s.app.readBlob(dirfd, m.Config, MaxConfig, seen)
+		switch {
+		case errors.Is(err, ErrCorrupt):
+			return KindImage, nil
+		case err != nil:
+			return "", err
+		case wordedAs(config, "rootfs") == "":
+			return KindArtifact, nil
+		}
 	}
-	return KindImage
+	if len(m.Layers) == 0 {
+		return KindImage, nil
+	}
+	for _, l := range m.Layers {
+		if _, ok := compressionOf(l.MediaType); ok {
+			return KindImage, nil
+		}
+	}
+	for _, l := range m.Layers {
+		head, err := s.head(dirfd, l.Digest, seen)
+		if errors.Is(err, ErrMissing) { // which nobody can run
+			continue
+		}
+		if errors.Is(err, ErrCorrupt) || err == nil && looksLikeLayer(head) {
+			return KindImage, nil
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	return KindArtifact, nil
+}
+
+// head reads the first bytes of a blob, which is not compared with its digest.
+func (s *Snapshot) head(dirfd int, d digest.Digest, seen *Seen) ([]byte, error) {
+	name := BlobPath(d)
+	at := time.Now().UnixNano()
+	fd, attr, err := openRegular(dirfd, name)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = missing(v1.Descriptor{Digest: d})
+		}
+		if errors.Is(err, ErrCorrupt) {
+			seen.add(d, "", sighting{attr.Stamp, at})
+		}
+		return nil, err
+	}
+	defer closeFD(fd)
+	watched := s.app.watch(fd, attr, name, at)
+	head := make([]byte, tarBlock)
+	n, err := io.ReadFull(&fdReader{fd: fd, name: name}, head)
+	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+		return nil, err
+	}
+	seen.add(d, headOnly, watched.end())
+	return head[:n], nil
 }
 
 // isAttestation: all three signs have to be there, for any one of them alone
@@ -203,13 +277,26 @@ func (s *Snapshot) readConfig(m *Manifest, seen *Seen) (*Config, error) {
 	}
 	defer closeFD(dirfd)
 	c := &Config{}
-	if c.Bytes, _, _, err = readBlob(dirfd, m.Doc.Config, MaxConfig, seen); err != nil {
+	if c.Bytes, _, _, err = s.app.readBlob(dirfd, m.Doc.Config, MaxConfig, seen); err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
 	if c.Doc, err = ParseConfig(c.Bytes); err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
 	return c, nil
+}
+
+// CheckConfig checks the size and digest of a config that need not be an image's.
+func (s *Snapshot) CheckConfig(m *Manifest, seen *Seen) error {
+	dirfd, err := s.app.open()
+	if err != nil {
+		return err
+	}
+	defer closeFD(dirfd)
+	if _, _, _, err = s.app.readBlob(dirfd, m.Doc.Config, MaxConfig, seen); err != nil {
+		return fmt.Errorf("config: %w", err)
+	}
+	return nil
 }
 
 // CheckRootFS checks that a config's rootfs fits the manifest's layers.
@@ -223,114 +310,6 @@ func CheckRootFS(m *Manifest, c *Config) error {
 	return nil
 }
 
-// CheckLayer reads a whole layer: the blob has to have its descriptor's size
-// and digest, and what it unpacks to, to the end of the stream, the digest
-// diffID. It adds the blob to seen, be it good or bad. It stops when ctx is done.
-func (s *Snapshot) CheckLayer(ctx context.Context, d v1.Descriptor, diffID digest.Digest, seen *Seen) error {
-	dirfd, err := s.app.open()
-	if err != nil {
-		return err
-	}
-	defer closeFD(dirfd)
-	if d.Data != nil && d.Digest.Algorithm().FromBytes(d.Data) != d.Digest {
-		return notInlined(d)
-	}
-	at := time.Now().UnixNano()
-	name := BlobPath(d.Digest)
-	fd, attr, err := openRegular(dirfd, name)
-	if errors.Is(err, fs.ErrNotExist) {
-		err = missing(d)
-	}
-	if errors.Is(err, ErrCorrupt) {
-		seen.add(d.Digest, "", sighting{attr.Stamp, at})
-	}
-	if err != nil {
-		return err
-	}
-	defer closeFD(fd)
-	if attr.Size != d.Size {
-		seen.add(d.Digest, "", sighting{attr.Stamp, at})
-		return corruptf("%s: %d bytes, and not the %d of its descriptor", name, attr.Size, d.Size)
-	}
-	blob := d.Digest.Algorithm().Hash()
-	source := &readFrom{ctx: ctx, r: io.TeeReader(io.LimitReader(&fdReader{fd: fd, name: name}, d.Size), blob)}
-	diff := diffID.Algorithm().Hash()
-	unpackErr := unpack(diff, source, d.MediaType)
-	if _, err := io.Copy(io.Discard, source); err != nil { // what the decompressor left
-		unpackErr = err
-	}
-	if source.err != nil { // the system's, or the caller's: says nothing about the layer
-		return source.err
-	}
-	sum := digest.NewDigest(d.Digest.Algorithm(), blob)
-	seen.add(d.Digest, sum, sighting{attr.Stamp, at})
-	if sum != d.Digest {
-		return corruptf("%s: the blob's bytes do not have this digest", name)
-	}
-	if unpackErr != nil {
-		return unpackErr
-	}
-	if got := digest.NewDigest(diffID.Algorithm(), diff); got != diffID {
-		return corruptf("%s: unpacks to %s, and the config's diff_id is %s", d.Digest, got, diffID)
-	}
-	return nil
-}
-
-// readFrom keeps the error of a reader apart from those of what reads it.
-type readFrom struct {
-	ctx context.Context
-	r   io.Reader
-	err error
-}
-
-func (r *readFrom) Read(p []byte) (int, error) {
-	if r.err == nil {
-		r.err = r.ctx.Err()
-	}
-	if r.err != nil {
-		return 0, r.err
-	}
-	n, err := r.r.Read(p)
-	if err != nil && err != io.EOF {
-		r.err = err
-	}
-	return n, err
-}
-
-// unpack writes what a layer of that media type unpacks to.
-func unpack(w io.Writer, r io.Reader, mediaType string) error {
-	fail := func(err error) error { return corruptf("layer: cannot be unpacked: %w", err) }
-	base := strings.TrimSuffix(mediaType, "+gzip")
-	switch {
-	case strings.HasSuffix(mediaType, "+gzip") && isTar(base), strings.HasSuffix(mediaType, ".tar.gzip"):
-		z, err := gzip.NewReader(r)
-		if err == nil {
-			_, err = io.Copy(w, z)
-		}
-		if err != nil {
-			return fail(err)
-		}
-	case strings.HasSuffix(mediaType, "+zstd") || strings.HasSuffix(mediaType, ".tar.zstd"):
-		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20))
-		if err == nil {
-			defer z.Close()
-			_, err = io.Copy(w, z)
-		}
-		if err != nil {
-			return fail(err)
-		}
-	case isTar(mediaType):
-		if _, err := io.Copy(w, r); err != nil {
-			return fail(err)
-		}
-	default:
-		return corruptf("layer: of media type %q, which irfs cannot unpack to check it", mediaType)
-	}
-	return nil
-}
-
-func isTar(mediaType string) bool { return strings.HasSuffix(mediaType, ".tar") }
-
 // Seen is what was found of some blobs, so that it can be told later, by a few
 // calls of stat, whether reading them again would give the same.
 type Seen struct{ files []seenFile }
@@ -338,8 +317,11 @@ type Seen struct{ files []seenFile }
 type seenFile struct {
 	sighting               // no stamp for a blob that is not there
 	name     digest.Digest // of the blob
-	sum      digest.Digest // of its bytes; "" if it was refused for what its stamp tells, its size or type
+	sum      digest.Digest // of its bytes; "" if only what its stamp tells was asked, its size and type; headOnly
 }
+
+// headOnly stands for the digest of a file of which only the first bytes were read.
+const headOnly digest.Digest = "head"
 
 func (s *Seen) add(name, sum digest.Digest, at sighting) {
 	if s == nil {
@@ -401,12 +383,15 @@ func (s *Snapshot) Same(ctx context.Context, seen Seen) (Seen, bool, error) {
 		if f.sum == "" || !f.racy() {
 			continue
 		}
-		at := time.Now().UnixNano()
-		if same, err := isBlob(ctx, dirfd, name, f.sum, f.Size); err != nil || !same {
-			return seen, false, err
+		if f.sum == headOnly {
+			return seen, false, nil
+		}
+		same, at, _, err := s.app.sameFile(ctx, dirfd, name, f.sum, f.Size)
+		if err != nil || !same || at.Stamp != f.Stamp {
+			return seen, false, unlessCorrupt(err)
 		}
 		again := append([]seenFile(nil), seen.files...)
-		again[i].at = at
+		again[i].at = at.at
 		seen.files = again
 	}
 	return seen, true, nil
@@ -433,7 +418,7 @@ func (s *Snapshot) Unmoved(seen Seen) bool {
 	return true
 }
 
-// isBlob says whether name is a regular file of that size whose bytes have that
+// isBlob reports whether name is a regular file of that size whose bytes have that
 // digest. The size is compared before a byte is read.
 func isBlob(ctx context.Context, dirfd int, name string, d digest.Digest, size int64) (bool, error) {
 	fd, err := openBlob(ctx, dirfd, name, d, size)
@@ -445,48 +430,58 @@ func isBlob(ctx context.Context, dirfd int, name string, d digest.Digest, size i
 
 // openBlob opens a blob if isBlob; -1 if it is not.
 func openBlob(ctx context.Context, dirfd int, name string, d digest.Digest, size int64) (int, error) {
-	fd, _, err := openSame(ctx, dirfd, name, d, size)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) {
-		err = nil
-	}
-	return fd, err
-}
-
-// openSame opens a regular file if it has that many bytes with that digest; -1 if not. Its status is from before they were read.
-func openSame(ctx context.Context, dirfd int, name string, d digest.Digest, size int64) (int, Attr, error) {
 	fd, attr, err := openRegular(dirfd, name)
 	if err != nil {
-		return -1, attr, err
+		return -1, unlessCorrupt(err)
 	}
-	h := d.Algorithm().Hash()
-	if attr.Size == size {
-		_, err = io.Copy(h, &readFrom{ctx: ctx, r: io.LimitReader(&fdReader{fd: fd, name: name}, size)})
+	if same, err := hasDigest(ctx, fd, attr, name, d, size); err != nil || !same {
+		closeFD(fd)
+		return -1, err
 	}
-	if err == nil && attr.Size == size && digest.NewDigest(d.Algorithm(), h) == d {
-		return fd, attr, nil
-	}
-	closeFD(fd)
-	return -1, attr, err
+	return fd, nil
 }
 
-// sameFile says whether a regular file has that many bytes with that SHA-256, and holds few of them in memory.
-func sameFile(dirfd int, name string, size int64, sum [sha256.Size]byte) (bool, sighting, Attr, error) {
+// unlessCorrupt is the error, or nil if that says that there is no such regular file.
+func unlessCorrupt(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) {
+		return nil
+	}
+	return err
+}
+
+// hasDigest reports whether an open file has that many bytes with that digest.
+func hasDigest(ctx context.Context, fd int, attr Attr, name string, d digest.Digest, size int64) (bool, error) {
+	if attr.Size != size {
+		return false, nil
+	}
+	h := d.Algorithm().Hash()
+	_, err := io.Copy(h, &readFrom{ctx: ctx, r: io.LimitReader(&fdReader{fd: fd, name: name}, size)})
+	return err == nil && digest.NewDigest(d.Algorithm(), h) == d, err
+}
+
+// sameFile reports whether a regular file has that many bytes with that digest, and holds few of them in memory.
+func (a *App) sameFile(ctx context.Context, dirfd int, name string, d digest.Digest, size int64) (bool, sighting, Attr, error) {
 	at := time.Now().UnixNano()
-	fd, attr, err := openSame(context.Background(), dirfd, name, digest.NewDigestFromBytes(digest.SHA256, sum[:]), size)
-	seen := sighting{attr.Stamp, at}
-	if fd < 0 {
-		return false, seen, attr, err
+	fd, attr, err := openRegular(dirfd, name)
+	if err != nil {
+		return false, sighting{attr.Stamp, at}, attr, err
 	}
 	defer closeFD(fd)
-	return true, seen, permitted(fd, attr), nil
+	watched := a.watch(fd, attr, name, at)
+	same, err := hasDigest(ctx, fd, attr, name, d, size)
+	return same, watched.end(), permitted(fd, attr), err
 }
 
 // A Blob is an open file of a layout: a blob, index.json or oci-layout.
 type Blob struct {
 	fd   int
 	name string
+	at   sighting
 	Attr Attr
 }
+
+// Proven reports whether the file's stamp shows every change of it from now on.
+func (b *Blob) Proven() bool { return !b.at.racy() }
 
 // FD is the file's descriptor; it belongs to the Blob.
 func (b *Blob) FD() int { return b.fd }
@@ -507,11 +502,12 @@ func (a *App) OpenFile(name string) (*Blob, error) {
 		return nil, err
 	}
 	defer closeFD(dirfd)
+	at := time.Now().UnixNano()
 	fd, attr, err := openRegular(dirfd, name)
 	if err != nil {
 		return nil, notFound(name, err)
 	}
-	return &Blob{fd, name, attr}, nil
+	return &Blob{fd, name, a.watch(fd, attr, name, at).end(), attr}, nil
 }
 
 // Stat tells what a file or directory of the layout is, by its path in it.
@@ -559,7 +555,7 @@ func (a *App) CheckVersion() error {
 		return err
 	}
 	defer closeFD(dirfd)
-	data, _, _, err := readFile(dirfd, "oci-layout", -1, MaxManifest)
+	data, _, _, err := a.readFile(dirfd, "oci-layout", -1, MaxManifest)
 	if err != nil {
 		return err
 	}

@@ -262,7 +262,7 @@ func (n *normalising) moved(d v1.Descriptor, inline bool) (move, error) {
 		to = move{Digest: d.Digest, Size: d.Size}
 	}
 	if inline {
-		data, _, _, err := readBlob(n.dirfd, v1.Descriptor{Digest: to.Digest, Size: to.Size}, MaxIndex, nil)
+		data, _, _, err := n.App.readBlob(n.dirfd, v1.Descriptor{Digest: to.Digest, Size: to.Size}, MaxIndex, nil)
 		if err != nil {
 			return move{}, err
 		}
@@ -322,9 +322,6 @@ func (n *normalising) attests(d v1.Descriptor) (bool, error) {
 
 // settle finds out what becomes of a manifest or index, and of all that hangs on it.
 func (n *normalising) settle(d v1.Descriptor) (fate, error) {
-	if d.Data != nil && d.Digest.Algorithm().FromBytes(d.Data) != d.Digest {
-		return fate{}, notInlined(d)
-	}
 	if f, ok := n.fates[d.Digest]; ok {
 		return f, nil
 	}
@@ -347,7 +344,7 @@ func (n *normalising) settle(d v1.Descriptor) (fate, error) {
 }
 
 func (n *normalising) settleIndex(d v1.Descriptor) (fate, error) {
-	was, _, _, err := readBlob(n.dirfd, d, MaxIndex, nil)
+	was, _, _, err := n.App.readBlob(n.dirfd, d, MaxIndex, nil)
 	if err != nil {
 		return fate{}, err
 	}

@@ -377,7 +377,7 @@ func (s *Staged) Keep(ctx context.Context, keep []digest.Digest, tag string) err
 				s.drop(row.Annotations[refName], row)
 				return nil, nil
 			}
-			data, _, _, err := readBlob(l.dirfd, n, MaxIndex, nil)
+			data, _, _, err := l.app.readBlob(l.dirfd, n, MaxIndex, nil)
 			if err != nil {
 				return nil, err
 			}

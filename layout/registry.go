@@ -38,8 +38,9 @@ const MaxName = 255
 // A Registry is an Image Registry: a directory whose sub-directories with a
 // file `oci-layout` are apps. It is safe for use by many goroutines.
 type Registry struct {
-	path string
-	fd   int
+	path   string
+	fd     int
+	keeper *keeper
 
 	mu   sync.Mutex
 	apps map[string]*App
@@ -62,7 +63,12 @@ func Open(dir string) (*Registry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("registry: %w", err)
 	}
-	return &Registry{path: dir, fd: fd, apps: map[string]*App{}, dirs: map[string]seenDir{}}, nil
+	keeper, err := newKeeper(fd, dir)
+	if err != nil {
+		closeFD(fd)
+		return nil, fmt.Errorf("registry: %w", err)
+	}
+	return &Registry{path: dir, fd: fd, keeper: keeper, apps: map[string]*App{}, dirs: map[string]seenDir{}}, nil
 }
 
 // Close closes the registry; its apps cannot be used any more.
@@ -122,14 +128,14 @@ func (r *Registry) Dir(name string) (Dir, error) {
 	if len(r.dirs) >= maxDirs {
 		clear(r.dirs)
 	}
-	r.dirs[name] = seenDir{attr, at}
+	r.dirs[name] = seenDir{attr, r.keeper.ofDir(attr, at)}
 	return Dir{attr, name != "." && err == nil && mark.Mode.IsRegular()}, nil
 }
 
 // A seenDir is what a directory's status was, and when.
 type seenDir struct {
 	Attr
-	at int64 // nanoseconds since 1970
+	seen sighting
 }
 
 // maxDirs bounds what a Registry remembers of directories.
@@ -140,7 +146,7 @@ func (r *Registry) knownDir(name string) (Dir, bool) {
 	r.mu.Lock()
 	seen, ok := r.dirs[name]
 	r.mu.Unlock()
-	if !ok || (sighting{seen.Stamp, seen.at}).racy() || !unmoved(r.fd, name, seen.Stamp) {
+	if !ok || seen.seen.racy() || !unmoved(r.fd, name, seen.Stamp) {
 		return Dir{}, false
 	}
 	if name == "." {
@@ -354,7 +360,7 @@ func (r *Registry) App(name string) (*App, error) {
 	if a == nil {
 		r.forget()
 		a = newApp(name, r.fd, name)
-		a.recents = &r.recents
+		a.recents, a.keeper = &r.recents, r.keeper
 		r.apps[name] = a
 	}
 	return a, nil

@@ -13,10 +13,10 @@ import (
 // rows are the descriptors of an index.json in its order, kept in little memory: there may be a hundred thousand.
 type rows struct {
 	list     []row
-	byDigest []int32                 // all of them; those of one digest in their order
-	byTag    []int32                 // those that have a tag
-	indexes  []int32                 // those of indexes, each digest once
-	bad      map[digest.Digest]error // whose rows disagree
+	byDigest []int32 // all of them; those of one digest in their order
+	byTag    []int32 // those that have a tag
+	indexes  []int32 // those of indexes, each digest once
+	said     wording
 }
 
 type row struct {
@@ -95,11 +95,9 @@ func (b *rowsOf) done() rows {
 		row := &r.list[i]
 		if row.again = n > 0 && row.digest == r.list[first].digest; !row.again {
 			first = i
-		} else if err := disagreement(r.descriptor(int(first)), r.descriptor(int(i))); err != nil {
-			if r.bad == nil {
-				r.bad = map[digest.Digest]error{}
-			}
-			r.bad[row.digest] = err
+		}
+		if row.again || row.rest != nil {
+			r.said.hear(r.descriptor(int(first)), r.descriptor(int(i)))
 		}
 	}
 	for i, row := range r.list {

@@ -127,7 +127,7 @@ func (r *rows) moveRows(doc []byte, moves map[digest.Digest]move) ([]byte, *rows
 	now := *r
 	now.list = slices.Clone(r.list)
 	shift := 0
-	simple := true
+	simple := r.said.bad == nil && r.said.inlined == nil // which would follow
 	for i := range now.list {
 		row := &now.list[i]
 		at := span{int(row.at.start), int(row.at.end)}

@@ -90,10 +90,12 @@ func limitf(format string, args ...any) error {
 //   - a schemaVersion other than 2, no manifests, a descriptor without mediaType, digest or size;
 //   - a number that is not spelled 0 or [1-9][0-9]*, or that does not fit 63 bits;
 //   - a mediaType other than the descriptor's, and any of config, layers and fsLayers, by which a manifest could pass
-//     for an index (CVE-2021-41190).
+//     for an index (CVE-2021-41190);
+//   - in an object that the specification knows, a member whose name is one of that object's but for case (see names): `Digest`,
+//     `manifeſts`. Some programs take it for that one, others do not;
+//   - a subject with inline data that are not its digest's. The descriptors in manifests are judged where they are used.
 //
-// Names are compared exactly, as the specification has them: a member DIGEST is an unknown one. Unknown members are well-formed, and
-// otherwise ignored. Whether the inline data of a descriptor fits its digest and size is not looked at here.
+// Other unknown members are well-formed, and otherwise ignored. The names in maps, such as annotations, are free.
 func ParseIndex(doc []byte, mediaType string) (*v1.Index, error) {
 	var list []v1.Descriptor
 	index, err := parseIndex(doc, mediaType, func(d v1.Descriptor, _ span) bool {
@@ -138,10 +140,13 @@ func parseIndex(doc []byte, mediaType string, row func(d v1.Descriptor, at span)
 		case "config", "layers", "fsLayers":
 			return corruptf("%s belongs in a manifest, not in an index", name)
 		default:
-			err = r.skip()
+			err = r.unknown(name, indexNames)
 		}
 		return err
 	})
+	if err == nil && index.Subject != nil {
+		err = inlineFault(*index.Subject)
+	}
 	switch {
 	case err != nil:
 		return nil, err
@@ -184,7 +189,7 @@ func ParseManifest(doc []byte, mediaType string) (*v1.Manifest, error) {
 		case "fsLayers", "signatures":
 			return corruptf("%s belongs in a manifest of Docker's schema 1, which is not supported", name)
 		default:
-			err = r.skip()
+			err = r.unknown(name, manifestNames)
 		}
 		return err
 	})
@@ -200,33 +205,126 @@ func ParseManifest(doc []byte, mediaType string) (*v1.Manifest, error) {
 	case !layers:
 		return nil, corruptf("layers is missing")
 	}
-	first := map[digest.Digest]v1.Descriptor{}
-	for _, d := range append([]v1.Descriptor{manifest.Config}, manifest.Layers...) {
+	parts := append([]v1.Descriptor{manifest.Config}, manifest.Layers...)
+	if manifest.Subject != nil {
+		parts = append(parts, *manifest.Subject)
+	}
+	sizes := map[digest.Digest]int64{}
+	for _, d := range parts {
 		// An empty config may well be a layer too, under another media type.
-		if was, ok := first[d.Digest]; ok && was.Size != d.Size {
-			return nil, corruptf("%s: its descriptors disagree: %d bytes, and %d bytes", d.Digest, was.Size, d.Size)
+		if size, ok := sizes[d.Digest]; ok && size != d.Size {
+			return nil, corruptf("%s: its descriptors disagree: %d bytes, and %d bytes", d.Digest, size, d.Size)
 		}
-		first[d.Digest] = d
+		sizes[d.Digest] = d.Size
+		if err := inlineFault(d); err != nil {
+			return nil, err
+		}
 	}
 	return manifest, nil
 }
 
+// inlineFault returns nil if a descriptor has no inline data, or those of its blob: some programs take these, others the blob (OCI image-spec
+// v1.1, descriptor.md, "Embedded Content").
+func inlineFault(d v1.Descriptor) error {
+	if d.Data != nil && (int64(len(d.Data)) != d.Size || d.Digest.Algorithm().FromBytes(d.Data) != d.Digest) {
+		return corruptf("%s: the data inlined in its descriptor is not the blob's", d.Digest)
+	}
+	return nil
+}
+
 // ParseConfig returns what irfs needs of an image's config, up to [MaxConfig] bytes (OCI image-spec v1.1, config.md): its platform
 // (architecture, os, os.version, os.features, variant) and rootfs (type, diff_ids). Whatever is absent is empty. The rest is skipped, but
-// is well-formed by the rules of [ParseIndex].
+// is well-formed by the rules of [ParseIndex], also those on names.
 func ParseConfig(doc []byte) (*v1.Image, error) {
 	image := new(v1.Image)
 	err := parse(doc, MaxConfig, func(r reader, name string) (err error) {
-		if name == "rootfs" {
+		switch name {
+		case "rootfs":
 			image.RootFS, err = r.rootFS()
-			return err
+		case "config":
+			err = r.skipNamed(executionNames)
+		case "history":
+			if r.dec.PeekKind() != jsontext.KindBeginArray {
+				return r.skip()
+			}
+			err = r.elements(func() error { return r.skipNamed(historyNames) })
+		default:
+			err = r.platformMember(&image.Platform, name, configNames)
 		}
-		return r.platformMember(&image.Platform, name)
+		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	return image, nil
+}
+
+// names are those that the members of an object have (OCI image-spec v1.1: image-index.md, manifest.md, descriptor.md, config.md, and what Docker's
+// documents of that kind have besides), or that it must not have. Programs in Go and some others find a member in whatever case its name is written, also
+// by Unicode's simple folding (encoding/json), and programs in C may read a name up to its first NUL.
+type names []string
+
+var (
+	indexNames      = names{"schemaVersion", "mediaType", "artifactType", "manifests", "subject", "annotations", "config", "layers", "fsLayers"}
+	manifestNames   = names{"schemaVersion", "mediaType", "artifactType", "config", "layers", "subject", "annotations", "manifests", "fsLayers", "signatures"}
+	descriptorNames = names{"mediaType", "digest", "size", "urls", "annotations", "data", "platform", "artifactType"}
+	platformNames   = names{"architecture", "os", "os.version", "os.features", "variant", "features"}
+	configNames     = append(names{"created", "author", "config", "rootfs", "history"}, platformNames[:5]...)
+	executionNames  = names{"User", "ExposedPorts", "Env", "Entrypoint", "Cmd", "Volumes", "WorkingDir", "Labels", "StopSignal", "ArgsEscaped",
+		"Memory", "MemorySwap", "CpuShares", "Healthcheck", "OnBuild", "Shell"}
+	rootFSNames  = names{"type", "diff_ids"}
+	historyNames = names{"created", "created_by", "author", "comment", "empty_layer"}
+)
+
+// takenFor returns the one of the names that some program takes a name for which is not it, or "".
+func (n names) takenFor(name string) string {
+	until, _, _ := strings.Cut(name, "\x00")
+	for _, known := range n {
+		if name != known && strings.EqualFold(until, known) {
+			return known
+		}
+	}
+	return ""
+}
+
+// unknown reads a member that its reader does not need, of an object that has these names.
+func (r reader) unknown(name string, of names) error {
+	if known := of.takenFor(name); known != "" {
+		return r.fail("some programs take this for the member %q", known)
+	}
+	return r.skip()
+}
+
+// skipNamed reads any value. If it is an object, it is one that has these names.
+func (r reader) skipNamed(of names) error {
+	if r.dec.PeekKind() != jsontext.KindBeginObject {
+		return r.skip()
+	}
+	return r.members(func(name string) error { return r.unknown(name, of) })
+}
+
+// wordedAs returns the first of some names that any program could find among the members of a document, which need not be well-formed; "" if there is none.
+func wordedAs(doc []byte, any ...string) string {
+	dec := jsontext.NewDecoder(bytes.NewReader(bytes.TrimPrefix(doc, []byte("\ufeff"))), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	if token, err := dec.ReadToken(); err != nil || token.Kind() != jsontext.KindBeginObject {
+		return ""
+	}
+	for dec.PeekKind() == jsontext.KindString {
+		token, err := dec.ReadToken()
+		if err != nil {
+			return ""
+		}
+		name := token.String()
+		for _, known := range any {
+			if name == known || (names{known}).takenFor(name) != "" {
+				return name
+			}
+		}
+		if dec.SkipValue() != nil {
+			return ""
+		}
+	}
+	return ""
 }
 
 // parse calls member for every member of doc, which has to read that member's value.
@@ -524,7 +622,7 @@ func (r reader) descriptor() (v1.Descriptor, error) {
 		case "artifactType":
 			d.ArtifactType, err = r.string()
 		default:
-			err = r.skip()
+			err = r.unknown(name, descriptorNames)
 		}
 		return err
 	})
@@ -579,12 +677,12 @@ func (r reader) platform() (*v1.Platform, error) {
 		return nil, r.skip()
 	}
 	platform := new(v1.Platform)
-	err := r.members(func(name string) error { return r.platformMember(platform, name) })
+	err := r.members(func(name string) error { return r.platformMember(platform, name, platformNames) })
 	return platform, err
 }
 
-// platformMember reads the member of that name, of a descriptor's platform or of a config, which has the same ones.
-func (r reader) platformMember(platform *v1.Platform, name string) (err error) {
+// platformMember reads the member of that name, of a descriptor's platform or of a config, which has the same ones beside others.
+func (r reader) platformMember(platform *v1.Platform, name string, of names) (err error) {
 	switch name {
 	case "architecture":
 		platform.Architecture, err = r.string()
@@ -597,7 +695,7 @@ func (r reader) platformMember(platform *v1.Platform, name string) (err error) {
 	case "variant":
 		platform.Variant, err = r.string()
 	default:
-		err = r.skip()
+		err = r.unknown(name, of)
 	}
 	return err
 }
@@ -614,7 +712,7 @@ func (r reader) rootFS() (rootFS v1.RootFS, err error) {
 				return err
 			})
 		default:
-			err = r.skip()
+			err = r.unknown(name, rootFSNames)
 		}
 		return err
 	})

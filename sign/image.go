@@ -72,6 +72,7 @@ type Signed struct {
 type Outcome struct {
 	Images  []Signed
 	LeftOut []string // what counts in an index, but is no image: a sentence part for each
+	Doubts  []string // layers because of which verify-full will say corrupt: a sentence part for each
 	Change  *layout.Change
 }
 
@@ -97,6 +98,9 @@ func (o *Outcome) Text() string {
 	for _, out := range o.LeftOut {
 		parts = append(parts, "not signed: "+out)
 	}
+	for _, doubt := range o.Doubts {
+		parts = append(parts, "verify-full will say corrupt: "+doubt)
+	}
 	for _, left := range o.Change.LeftBehind {
 		parts = append(parts, "left behind: "+left)
 	}
@@ -109,9 +113,9 @@ func (o *Outcome) Text() string {
 // (layout.ErrCorrupt, and layout.ErrLimit if it is over one), and with it the whole.
 func (s *Signer) Sign(ctx context.Context, app *layout.App, pick func(*layout.Snapshot) ([]layout.Entry, error)) (*Outcome, error) {
 	var picked []digest.Digest // in order
-	var leftOut []string
+	var leftOut, doubts []string
 	change, err := app.Annotate(ctx, func(snap *layout.Snapshot) ([]layout.Edit, error) {
-		picked, leftOut = picked[:0], leftOut[:0]
+		picked, leftOut, doubts = picked[:0], leftOut[:0], doubts[:0]
 		have := map[digest.Digest]bool{}
 		entries, err := pick(snap)
 		if err != nil {
@@ -131,8 +135,9 @@ func (s *Signer) Sign(ctx context.Context, app *layout.App, pick func(*layout.Sn
 			for _, edit := range more {
 				if d := edit.Manifest.Digest; !have[d] {
 					have[d] = true
-					edits = append(edits, edit)
-					picked = append(picked, edit.Manifest.Digest)
+					edits = append(edits, edit.Edit)
+					picked = append(picked, d)
+					doubts = append(doubts, edit.doubts...)
 				}
 			}
 		}
@@ -141,7 +146,7 @@ func (s *Signer) Sign(ctx context.Context, app *layout.App, pick func(*layout.Sn
 	if err != nil {
 		return nil, err
 	}
-	o := &Outcome{Change: change, LeftOut: leftOut}
+	o := &Outcome{Change: change, LeftOut: leftOut, Doubts: doubts}
 	for _, d := range picked {
 		o.Images = append(o.Images, Signed{d, o.Moved(d)})
 	}
@@ -175,9 +180,25 @@ func (s *Signer) SignStaged(ctx context.Context, staged *layout.Staged, referenc
 	return outcome, staged.Keep(ctx, keep, reference)
 }
 
+// An edit is the signing of one image.
+type edit struct {
+	layout.Edit
+	doubts []string
+}
+
+// doubts names the layers of which nobody can say what they unpack to.
+func doubts(m *layout.Manifest, c *layout.Config) (list []string) {
+	for i, l := range m.Doc.Layers {
+		if problem := layout.LayerProblem(l, c.Doc.RootFS.DiffIDs[i]); problem != "" {
+			list = append(list, fmt.Sprintf("layer %d of %s: %s", i+1, m.Digest, problem))
+		}
+	}
+	return list
+}
+
 // edits gives the annotations for each image in an entry, and what in an index
 // is left out because it is no image.
-func (s *Signer) edits(snap *layout.Snapshot, e layout.Entry) (edits []layout.Edit, leftOut []string, err error) {
+func (s *Signer) edits(snap *layout.Snapshot, e layout.Entry) (edits []edit, leftOut []string, err error) {
 	images, err := snap.Images(e)
 	if err != nil {
 		return nil, nil, err
@@ -203,7 +224,7 @@ func (s *Signer) edits(snap *layout.Snapshot, e layout.Entry) (edits []layout.Ed
 			return nil, nil, err
 		}
 		chain := Chain{signature, s.vendor.Public().DER(), s.certificate}
-		edits = append(edits, layout.Edit{Manifest: m, Set: chain.annotations()})
+		edits = append(edits, edit{layout.Edit{Manifest: m, Set: chain.annotations()}, doubts(m, c)})
 	}
 	if len(edits) == 0 {
 		return nil, nil, &kindError{ErrImage, fmt.Sprintf("%s cannot be signed: it holds no image that counts", e.Digest)}
@@ -216,7 +237,11 @@ func (s *Signer) edits(snap *layout.Snapshot, e layout.Entry) (edits []layout.Ed
 func Signable(snap *layout.Snapshot) ([]layout.Entry, error) {
 	var list []layout.Entry
 	seen := map[digest.Digest]bool{}
-	for _, e := range snap.Top() {
+	top, err := snap.Top()
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range top {
 		if seen[e.Digest] {
 			continue
 		}

@@ -18,7 +18,9 @@ func TestVerifyCorruptIndexes(t *testing.T) {
 	l.Tag("bad", bad)
 	l.Tag("above bad", l.Index(image, bad))
 	l.Tag("far above bad", l.Index(l.Index(l.Index(bad, image))))
-	other := bad
+	twice := l.Index(l.Image(sample.Linux("ppc64le")))
+	l.Tag("twice", twice)
+	other := twice
 	other.Size++
 	l.Tag("disagrees", l.Index(l.Image(sample.Linux("386")), other))
 	deep := l.Index(sample.Annotate(image, "deep", "deep"))
@@ -50,7 +52,8 @@ func TestVerifyCorruptIndexes(t *testing.T) {
 		"bad":           damaged,
 		"above bad":     damaged,
 		"far above bad": damaged,
-		"disagrees":     fmt.Sprintf("%d bytes, and not the %d of its descriptor", bad.Size, other.Size),
+		"disagrees":     fmt.Sprintf("%d bytes, and not the %d of its descriptor", twice.Size, other.Size),
+		"twice":         "its descriptors disagree",
 		"deep":          "an index at depth 9; at most 8 lie inside each other",
 	} {
 		e, err := snap.Tag(tag)
@@ -67,7 +70,7 @@ func TestVerifyCorruptIndexes(t *testing.T) {
 			corrupt++
 		}
 	}
-	if corrupt != 2 {
+	if corrupt != 3 {
 		t.Errorf("%d entries are corrupt", corrupt)
 	}
 	_, e := resolve(t, app, "image")

@@ -12,7 +12,7 @@ import (
 // the layers were checked.
 func (v *Verdict) Text() string {
 	text := strings.Join(v.Checks(), "\n") + "\n"
-	if v.Layers == LayersUnchecked && (v.Kind == layout.KindImage || v.Kind == layout.KindIndex || v.Kind == "") {
+	if v.Layers == LayersUnchecked && v.Kind != layout.KindAttestation {
 		text += "layers: not checked (read verify-full)\n"
 	}
 	return text

@@ -84,7 +84,10 @@ func (v *Verdict) Checks() []string {
 		return list
 	}
 	list = append(list, v.Reason)
-	if v.Layers == LayersVerified {
+	switch {
+	case v.Layers == LayersVerified && v.Kind == layout.KindArtifact:
+		list = append(list, fmt.Sprintf("layers: all %d have their digest", v.layers))
+	case v.Layers == LayersVerified:
 		list = append(list, fmt.Sprintf("layers: all %d have their digest, and unpack to the config's diff_id", v.layers))
 	}
 	return list
@@ -431,12 +434,8 @@ func examine(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.Manifest,
 		v.decide(Unsigned, "kind", "an attestation, not an image")
 		return v, m, nil, nil
 	case layout.KindArtifact:
-		what := fmt.Sprintf("of media type %q", m.MediaType)
-		if m.Doc != nil {
-			what = fmt.Sprintf("its config is of media type %q, its artifact type %q", m.Doc.Config.MediaType, m.Doc.ArtifactType)
-		}
-		v.decide(Unsigned, "kind", fmt.Sprintf("an artifact, not an image (%s)", what))
-		return v, m, nil, nil
+		err := v.examineArtifact(snap, m)
+		return v, m, nil, err
 	}
 	c, err := snap.Config(m, &v.seen)
 	if err == nil {
@@ -456,6 +455,31 @@ func examine(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.Manifest,
 	}
 	v.passed, v.layers = v.passed|passedRootFS, int32(len(m.Doc.Layers))
 	return v, m, c, nil
+}
+
+// examineArtifact checks of an artifact what is not its layers.
+func (v *Verdict) examineArtifact(snap *layout.Snapshot, m *layout.Manifest) error {
+	what := fmt.Sprintf("of media type %q", m.MediaType)
+	if m.Doc != nil {
+		err := snap.CheckConfig(m, &v.seen)
+		if errors.Is(err, layout.ErrCorrupt) {
+			v.fault = err
+			v.decide(Corrupt, "config", strings.TrimPrefix(err.Error(), "config: "))
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		v.passed, v.config, v.layers = v.passed|passedConfig, blob{m.Doc.Config.Digest, m.Doc.Config.Size}, int32(len(m.Doc.Layers))
+		types := []string{}
+		for _, l := range m.Doc.Layers {
+			types = append(types, l.MediaType)
+		}
+		slices.Sort(types)
+		what = fmt.Sprintf("its config is of media type %q, its artifact type %q, its layers are of %q", m.Doc.Config.MediaType, m.Doc.ArtifactType, slices.Compact(types))
+	}
+	v.decide(Unsigned, "kind", fmt.Sprintf("an artifact, not an image (%.500s)", what))
+	return nil
 }
 
 // checkChain checks the three annotations, the vendor's signature and its
@@ -510,19 +534,37 @@ func (v *Verdict) checkChain(t *Trust, m *layout.Manifest, c *layout.Config) {
 
 // checkLayers adds what verify-full checks to the verdict.
 func (v *Verdict) checkLayers(ctx context.Context, snap *layout.Snapshot, m *layout.Manifest, c *layout.Config) error {
-	if v.Status == Corrupt || v.Kind != layout.KindImage {
+	if v.Status == Corrupt || m.Doc == nil || v.Kind != layout.KindImage && v.Kind != layout.KindArtifact {
 		return nil
 	}
+	corrupt := func(check, reason string) {
+		v.Layers, v.lines = LayersCorrupt, []string{v.Reason}
+		v.decide(Corrupt, check, reason)
+	}
+	unchecked := -1 // a layer that brings a table of contents
+	var format string
 	for i, layer := range m.Doc.Layers {
-		err := snap.CheckLayer(ctx, layer, c.Doc.RootFS.DiffIDs[i], &v.seen)
+		var table string
+		var err error
+		if v.Kind == layout.KindArtifact {
+			err = snap.CheckBlob(ctx, layer, &v.seen)
+		} else {
+			table, err = snap.CheckLayer(ctx, layer, c.Doc.RootFS.DiffIDs[i], &v.seen)
+		}
 		if errors.Is(err, layout.ErrCorrupt) {
-			v.Layers, v.lines = LayersCorrupt, []string{v.Reason}
-			v.decide(Corrupt, fmt.Sprintf("layer %d of %d", i+1, len(m.Doc.Layers)), err.Error())
+			corrupt(fmt.Sprintf("layer %d of %d", i+1, len(m.Doc.Layers)), err.Error())
 			return nil
 		}
 		if err != nil {
 			return err
 		}
+		if table != "" && unchecked < 0 {
+			unchecked, format = i, table
+		}
+	}
+	if unchecked >= 0 && v.Status == Verified {
+		corrupt("layers", fmt.Sprintf("layer %d brings a table of contents (%s) that is not checked yet", unchecked+1, format))
+		return nil
 	}
 	v.Layers = LayersVerified
 	return nil

@@ -271,6 +271,18 @@ func TestVerifyLayers(t *testing.T) {
 	}
 	zstd := sample.Zstd("etc/motd", "hello\n")
 	other := sample.Gzip("etc/motd", "evil!\n")
+	skippable := []byte("\x50\x2a\x4d\x18\x03\x00\x00\x00abc")
+	stargzFooter := []byte("\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff\x1a\x00SG\x16\x000000000000000000STARGZ\x01\x00\x00\xff\xff\x00\x00\x00\x00\x00\x00\x00\x00")
+	toc := func(data []byte, mediaType, annotation string) setup {
+		return func(t *testing.T, l *sample.Layout, good v1.Descriptor) {
+			swap(t, l, good, func(m *v1.Manifest) {
+				m.Layers[0] = l.Blob(mediaType, data)
+				if annotation != "" {
+					m.Layers[0].Annotations = map[string]string{annotation: "x"}
+				}
+			})
+		}
+	}
 	for _, row := range []struct {
 		name   string
 		setup  setup
@@ -287,16 +299,31 @@ func TestVerifyLayers(t *testing.T) {
 		{"21 another layer", blob(other.Blob(), v1.MediaTypeImageLayerGzip), nil, sign.Corrupt, "unpacks to " + string(other.DiffID()) + ", and the config's diff_id is " + string(hello.DiffID())},
 		{"21 garbage after gzip", blob(append(hello.Blob(), garbage...), v1.MediaTypeImageLayerGzip), nil, sign.Corrupt, "cannot be unpacked"},
 		{"21 a gzip member after gzip", blob(append(hello.Blob(), other.Blob()...), v1.MediaTypeImageLayerGzip), nil, sign.Corrupt, "unpacks to"},
-		{"21 zeros after gzip", blob(append(hello.Blob(), make([]byte, 512)...), v1.MediaTypeImageLayerGzip), nil, sign.Corrupt, "cannot be unpacked"},
+		{"zeros after gzip", blob(append(hello.Blob(), make([]byte, 512)...), v1.MediaTypeImageLayerGzip), nil, sign.Verified, ""},
+		{"57 a gzip member after zeros", blob(slices.Concat(sample.Layer{Compression: "gzip", Tar: hello.Tar[:99]}.Blob(), make([]byte, 512), sample.Layer{Compression: "gzip", Tar: hello.Tar[99:]}.Blob()), v1.MediaTypeImageLayerGzip), nil, sign.Corrupt, "something behind the zeros"},
+		{"several zstd frames", blob(slices.Concat(sample.Layer{Compression: "zstd", Tar: hello.Tar[:99]}.Blob(), sample.Layer{Compression: "zstd", Tar: hello.Tar[99:]}.Blob()), v1.MediaTypeImageLayerZstd), nil, sign.Verified, ""},
+		{"a skippable frame after zstd", blob(slices.Concat(zstd.Blob(), skippable), v1.MediaTypeImageLayerZstd), nil, sign.Verified, ""},
+		{"57 a skippable frame before zstd", blob(slices.Concat(skippable, zstd.Blob()), v1.MediaTypeImageLayerZstd), nil, sign.Corrupt, "begins like a skippable frame of zstd"},
+		{"57 a skippable frame before a tar file", func(t *testing.T, l *sample.Layout, good v1.Descriptor) {
+			swap(t, l, good, func(m *v1.Manifest) {
+				m.Layers[0] = l.Blob(v1.MediaTypeImageLayer, slices.Concat(skippable, hello.Tar))
+			})
+		}, nil, sign.Corrupt, "begins like a skippable frame of zstd"},
+		{"57 zstd called gzip", blob(zstd.Blob(), v1.MediaTypeImageLayerGzip), nil, sign.Corrupt, "but it begins like zstd"},
+		{"57 gzip called zstd", blob(hello.Blob(), v1.MediaTypeImageLayerZstd), nil, sign.Corrupt, "but it begins like gzip"},
+		{"57 Docker's types", blob(hello.Blob(), "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"), nil, sign.Verified, ""},
+		{"58 eStargz by its annotation", toc(hello.Blob(), v1.MediaTypeImageLayerGzip, "containerd.io/snapshot/stargz/toc.digest"), nil, sign.Corrupt, "layers: layer 1 brings a table of contents (eStargz) that is not checked yet"},
+		{"58 eStargz by its footer", toc(append(hello.Blob(), stargzFooter...), v1.MediaTypeImageLayerGzip, ""), nil, sign.Corrupt, "layers: layer 1 brings a table of contents (eStargz) that is not checked yet"},
+		{"58 zstd:chunked by its annotation", toc(zstd.Blob(), v1.MediaTypeImageLayerZstd, "io.github.containers.zstd-chunked.manifest-position"), nil, sign.Corrupt, "(zstd:chunked) that is not checked yet"},
+		{"58 zstd:chunked by its footer", toc(slices.Concat(zstd.Blob(), skippable[:4], []byte{8, 0, 0, 0}, []byte("GNUlInUx")), v1.MediaTypeImageLayerZstd, ""), nil, sign.Corrupt, "(zstd:chunked) that is not checked yet"},
 		{"21 garbage after zstd", blob(append(zstd.Blob(), garbage...), v1.MediaTypeImageLayerZstd), nil, sign.Corrupt, "cannot be unpacked"},
 		{"21 garbage after tar", blob(append(bytes.Clone(hello.Tar), garbage...), v1.MediaTypeImageLayer), nil, sign.Corrupt, "unpacks to"},
 		{"21 gzip cut short", blob(hello.Blob()[:60], v1.MediaTypeImageLayerGzip), nil, sign.Corrupt, "cannot be unpacked"},
-		{"21 gzip called plain", blob(hello.Blob(), v1.MediaTypeImageLayer), nil, sign.Corrupt, "unpacks to"},
-		{"21 plain called gzip", blob(hello.Tar, v1.MediaTypeImageLayerGzip), nil, sign.Corrupt, "cannot be unpacked"},
-		{"21 encrypted", blob(hello.Blob(), v1.MediaTypeImageLayerGzip+"+encrypted"), nil, sign.Corrupt, "which irfs cannot unpack"},
-		{"9 inline data of a layer is not the blob", func(t *testing.T, l *sample.Layout, good v1.Descriptor) {
-			swap(t, l, good, func(m *v1.Manifest) { m.Layers[0].Data = other.Blob() })
-		}, nil, sign.Corrupt, "the data inlined in its descriptor is not the blob's"},
+		{"57 gzip called plain", blob(hello.Blob(), v1.MediaTypeImageLayer), nil, sign.Corrupt, "but it begins like gzip"},
+		{"57 plain called gzip", blob(hello.Tar, v1.MediaTypeImageLayerGzip), nil, sign.Corrupt, "but it begins like a file that is not compressed"},
+		{"21 encrypted", blob(hello.Blob(), v1.MediaTypeImageLayerGzip+"+encrypted"), nil, sign.Corrupt, "it is encrypted"},
+		{"57 a type that cannot be unpacked", blob(hello.Blob(), "application/x"), nil, sign.Corrupt, "its bytes are not the config's diff_id themselves"},
+		{"a type that cannot be unpacked, of these very bytes", blob(hello.Tar, "application/x"), nil, sign.Verified, ""},
 		{"21 one bit of a layer", nil, func(t *testing.T, l *sample.Layout, dir string, layer v1.Descriptor) {
 			data := bytes.Clone(l.Bytes(layer))
 			data[4] ^= 1 // the time in gzip's header: it unpacks as before
@@ -339,7 +366,7 @@ func TestVerifyLayers(t *testing.T) {
 			for range 2 { // the second is remembered
 				v := verify(t, verifier, app, "x", true)
 				wantWord(t, v, row.status, row.reason)
-				if v.Layers != layers[row.status] || strings.Contains(v.Text(), "not checked") {
+				if v.Layers != layers[row.status] || strings.Contains(v.Text(), "layers: not checked") {
 					t.Errorf("layers %s:\n%s", v.Layers, v.Text())
 				}
 				if known := verifier.Known(context.Background(), app, snap, e); known == nil || known.Status != row.status {
@@ -493,7 +520,7 @@ func TestVerifyWhatIsNoImage(t *testing.T) {
 		kind   layout.Kind
 		reason string
 	}{
-		"artifact":    {layout.KindArtifact, `an artifact, not an image (its config is of media type "application/vnd.oci.empty.v1+json", its artifact type "application/x")`},
+		"artifact":    {layout.KindArtifact, `an artifact, not an image (its config is of media type "application/vnd.oci.empty.v1+json", its artifact type "application/x", its layers are of ["text/plain"])`},
 		"referrer":    {layout.KindArtifact, "an artifact, not an image"},
 		"attestation": {layout.KindAttestation, "an attestation, not an image"},
 		"unknown":     {layout.KindArtifact, "an artifact, not an image (of media type \"application/x\")"},
@@ -550,25 +577,25 @@ func TestVerifyForgets(t *testing.T) {
 	}
 }
 
-// Two descriptors of one digest may get two words, however they are asked for.
+// Two descriptors of one digest may get two verdicts, however they are asked for.
 func TestVerifyTwoDescriptorsAtOnce(t *testing.T) {
 	l := sample.New()
-	image := signed(t, l, l.Image(sample.Linux("amd64"), sample.Gzip("a", strings.Repeat("b", 1<<20))), vendor, ca, nil)
-	l.Tag("good", image)
-	image.Data = []byte("x")
-	l.Tag("bad", image)
+	attestation := l.Attestation(l.Image(sample.Linux("amd64")))
+	l.Tag("attestation", attestation)
+	attestation.Annotations, attestation.Platform = nil, nil
+	l.Tag("artifact", attestation)
 	app, _ := appOf(t, l)
 	var all sync.WaitGroup
 	for range 5 {
 		verifier := sign.NewVerifier(trust(ca))
 		for i := range 20 {
 			all.Go(func() {
-				ref, wanted := "good", sign.Verified
+				kind := layout.KindArtifact
 				if i%2 == 1 {
-					ref, wanted = "bad", sign.Corrupt
+					kind = layout.KindAttestation
 				}
-				if v := verify(t, verifier, app, ref, i%4 < 2); v.Status != wanted {
-					t.Errorf("%s: %s, %s", ref, v.Status, v.Reason)
+				if v := verify(t, verifier, app, string(kind), i%4 < 2); v.Status != sign.Unsigned || v.Kind != kind {
+					t.Errorf("%s: %s, %s", kind, v.Status, v.Reason)
 				}
 			})
 		}

@@ -53,6 +53,7 @@ type mountFlags struct {
 	signs       bool   // whether there are any
 	foreground  bool
 	words       []string // of -o
+	writers     []string // lists of those who are trusted with that
 	options     irfs.Options
 }
 
@@ -61,7 +62,7 @@ func (m *mountFlags) add(flags *pflag.FlagSet) {
 	flags.StringVarP(&m.certificate, "vendor-pub-signature", "s", "", "the `certificate` for who signs without naming one")
 	flags.StringVar(&m.signImports, "sign-imports", "", "sign what is copied into import/, with these `flags` of sign-image: '-v VENDOR.PRV -s VENDOR.PUB.SIG -c ROOT-CA.PUB', or '-v VENDOR.PRV -x ROOT-CA.PRV'")
 	flags.BoolVarP(&m.foreground, "foreground", "f", false, "stay in the foreground")
-	flags.StringSliceVarP(&m.words, "options", "o", nil, "mount `options`: ca_pub= vendor_pub_signature= ro allow_other nonempty on_exist= sign_imports=")
+	flags.StringSliceVarP(&m.words, "options", "o", nil, "mount `options`: ca_pub= vendor_pub_signature= ro allow_other nonempty writers= on_exist= sign_imports=")
 }
 
 // parseOptions reads what came with -o. mount(8) and mount.fuse3 add words of
@@ -79,6 +80,8 @@ func (m *mountFlags) parseOptions(c *command) error {
 			if m.options.OnExist, err = layout.ParseOnExist(value); err != nil {
 				return &usageError{c, "-o on_exist=" + err.Error()}
 			}
+		case "writers":
+			m.writers = append(m.writers, value)
 		case "ro":
 			m.options.ReadOnly = true
 		case "allow_other":
@@ -208,6 +211,11 @@ func (m *mountFlags) serve(registry, dir string) error {
 	reg, err := layout.Open(registry)
 	if err != nil {
 		return &irfs.Hint{Err: err, Text: "a registry is a directory; an empty one will do: mkdir " + registry}
+	}
+	for _, list := range m.writers {
+		if err := reg.AllowWriters(list); err != nil {
+			return fmt.Errorf("-o writers=%s: %w", list, err)
+		}
 	}
 	m.options.Version = version()
 	if m.certificate != "" {

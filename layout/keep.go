@@ -1,0 +1,429 @@
+package layout
+
+// This file decides whether what was read of a file may be remembered by the file's [Stamp], and everything that
+// remembers asks here.
+//
+// A stamp proves nothing about a file that somebody has open for writing, has mapped, or has pinned in memory for I/O:
+// bytes change later, and no time with them. So a sighting proves something only where
+//
+//   - only root, this process's user and the writers that were named may write the file, or put another in its place: by owner,
+//     mode and ACL of the file and of each directory from the registry down to it. Or nobody may, for the file system is
+//     read-only itself (not only this mount of it);
+//   - nobody has the file open for writing before it is read, nor after: the kernel gives a read lease (fcntl(2), F_SETLEASE);
+//   - the file system keeps a ctime that nobody sets, and gives leases that hold for all who write: one of a list.
+//
+// What that leaves: a file whose rights were narrowed after somebody had pinned its memory for I/O that still goes on (SECURITY.md).
+// The directories are not asked again while a file's stamp is the same: who puts another file in its place puts another inode
+// there, or changes the ctime of this one.
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// A keeper knows who may write a registry.
+type keeper struct {
+	root    int // the registry's directory
+	dev     uint64
+	refused string          // why nothing at all may be remembered, or ""
+	users   map[uint32]bool // who may write: root, this process's user, and those who were named
+
+	mu     sync.Mutex
+	groups groups
+	last   refusal
+}
+
+// A refusal is why a file could not be remembered.
+type refusal struct{ app, name, why string }
+
+// fileSystems are those whose ctime is their own and whose leases hold, by the magic number of statfs(2). fixed: it cannot be written.
+var fileSystems = map[int64]struct {
+	name  string
+	fixed bool
+}{
+	unix.EXT4_SUPER_MAGIC: {"ext4", false}, unix.XFS_SUPER_MAGIC: {"xfs", false}, unix.BTRFS_SUPER_MAGIC: {"btrfs", false},
+	unix.F2FS_SUPER_MAGIC: {"f2fs", false}, unix.TMPFS_MAGIC: {"tmpfs", false},
+	unix.SQUASHFS_MAGIC: {"squashfs", true}, unix.EROFS_SUPER_MAGIC_V1: {"erofs", true},
+}
+
+func newKeeper(root int, dir string) (*keeper, error) {
+	attr, err := fstat(root, dir)
+	if err != nil {
+		return nil, err
+	}
+	k := &keeper{root: root, dev: attr.Dev, users: map[uint32]bool{0: true, uint32(os.Geteuid()): true}}
+	st, err := statfs(root, dir)
+	if err != nil {
+		return nil, err
+	}
+	if !known(st.Type) {
+		k.refused = fmt.Sprintf("%s: its file system (type %#x) is none of those whose change times are known to be their own", dir, st.Type)
+	}
+	return k, nil
+}
+
+// AllowWriters names users (`alice`, `1000`) and groups (`@staff`), with colons between them, who may write the registry and are trusted
+// not to change a file after it was checked in a way that its times do not show. It has to be called before the registry is used.
+func (r *Registry) AllowWriters(list string) error {
+	for name := range strings.SplitSeq(list, ":") {
+		group, isGroup := strings.CutPrefix(name, "@")
+		if !isGroup {
+			id, err := userID(name)
+			if err != nil {
+				return err
+			}
+			r.keeper.users[id] = true
+			continue
+		}
+		gid, err := groupID(group)
+		if err != nil {
+			return err
+		}
+		members, err := r.keeper.members(gid)
+		if err != nil {
+			return fmt.Errorf("group %s: %w", group, err)
+		}
+		for _, id := range members {
+			r.keeper.users[id] = true
+		}
+	}
+	return nil
+}
+
+func userID(name string) (uint32, error) {
+	if id, err := strconv.ParseUint(name, 10, 32); err == nil {
+		return uint32(id), nil
+	}
+	u, err := user.Lookup(name)
+	if err != nil {
+		return 0, fmt.Errorf("there is no user %q", name)
+	}
+	id, err := strconv.ParseUint(u.Uid, 10, 32)
+	return uint32(id), err
+}
+
+func groupID(name string) (uint32, error) {
+	if id, err := strconv.ParseUint(name, 10, 32); err == nil {
+		return uint32(id), nil
+	}
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return 0, fmt.Errorf("there is no group %q", name)
+	}
+	id, err := strconv.ParseUint(g.Gid, 10, 32)
+	return uint32(id), err
+}
+
+// Remembers reports whether what is read is remembered, as far as is known without looking through the registry: by its own directory, and by
+// the last file of which it was not. why says what stands in the way, for one of them.
+func (r *Registry) Remembers() (yes bool, why string) {
+	k := r.keeper
+	k.mu.Lock()
+	last := k.last
+	k.mu.Unlock()
+	if attr, err := fstat(k.root, "."); err != nil {
+		return false, err.Error()
+	} else if why = k.refuses(k.root, attr, "."); why != "" {
+		return false, why
+	}
+	if last.why == "" {
+		return true, ""
+	}
+	// It may be otherwise by now, or the file may be gone.
+	if a, err := r.App(last.app); err == nil {
+		if blob, err := a.OpenFile(last.name); err == nil {
+			blob.Close()
+			if !blob.Proven() {
+				k.mu.Lock()
+				defer k.mu.Unlock()
+				return false, k.last.why
+			}
+		}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.last == last {
+		k.last = refusal{}
+	}
+	return true, ""
+}
+
+// A watch is kept over a file while it is read.
+type watch struct {
+	seen sighting
+	app  *App
+	fd   int
+	name string
+	why  string // it cannot be remembered
+}
+
+// watch begins to watch a file of the app that is open, whose status was attr at that time.
+func (a *App) watch(fd int, attr Attr, name string, at int64) *watch {
+	w := &watch{seen: sighting{attr.Stamp, at}, app: a, fd: fd, name: name}
+	if a.keeper == nil { // an app that is not published yet
+		w.why = "not published"
+		return w
+	}
+	if w.why = a.keeper.refuses(fd, attr, path.Join(a.path, name)); w.why == "" && beingWritten(fd) {
+		w.why = fmt.Sprintf("%s: a program has it open for writing, or mapped, or that cannot be found out", path.Join(a.path, name))
+	}
+	return w
+}
+
+// end is called when the file was read. What it returns proves nothing if the file may not be remembered.
+func (w *watch) end() sighting {
+	if w.why == "" && beingWritten(w.fd) {
+		w.why = fmt.Sprintf("%s: a program has it open for writing, or mapped, or that cannot be found out", path.Join(w.app.path, w.name))
+	}
+	if w.why != "" {
+		w.seen.at = provesNothing
+		w.app.keeper.note(refusal{w.app.Name, w.name, w.why})
+	}
+	return w.seen
+}
+
+func (k *keeper) note(r refusal) {
+	if k == nil {
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.last = r
+}
+
+// beingWritten reports whether anybody has a file that is open as fd for reading open for writing, or mapped so that it can be written; or whether
+// that cannot be found out.
+func beingWritten(fd int) bool {
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_RDLCK); err != nil {
+		return true // EAGAIN: a writer. EACCES: another's file, and no CAP_LEASE
+	}
+	unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_UNLCK)
+	return false
+}
+
+// refuses returns why what is open as fd, a file or directory of the registry by that name, may not be remembered, or "".
+func (k *keeper) refuses(fd int, attr Attr, name string) string {
+	if k.refused != "" {
+		return k.refused
+	}
+	if attr.Dev != k.dev {
+		// The registry's own device number is no other's while its directory is open. A number without a device behind it (major 0) may be
+		// another file system's tomorrow.
+		if st, err := statfs(fd, name); err != nil || unix.Major(attr.Dev) == 0 || !known(st.Type) {
+			return name + ": on another file system than the registry, and on none whose change times are known to be its own"
+		}
+	}
+	who := k.whoElse(name, attr, fd)
+	if who == "" || readOnly(fd, name) {
+		return ""
+	}
+	return who
+}
+
+// whoElse says who else may write what is open as fd or put another in its place, or returns "".
+func (k *keeper) whoElse(name string, attr Attr, fd int) string {
+	dir := path.Dir(name)
+	for i := 0; i <= len(dir) && name != "."; i++ {
+		if i < len(dir) && (dir[i] != '/' || i == 0) {
+			continue
+		}
+		dir := dir[:i]
+		if at, err := lstat(k.root, dir); err != nil {
+			return fmt.Sprintf("%s: %v", dir, err)
+		} else if who := k.others(at, func() ([]aclEntry, error) { return aclBeneath(k.root, dir) }); who != "" {
+			return dir + " " + who
+		}
+	}
+	if who := k.others(attr, func() ([]aclEntry, error) { return aclOf(fd) }); who != "" {
+		return name + " " + who
+	}
+	return ""
+}
+
+// others says who, of those who are not trusted with that, may write a file, or exchange what is in a directory, by its owner, mode and ACL; "" if nobody.
+func (k *keeper) others(attr Attr, acl func() ([]aclEntry, error)) string {
+	mode := attr.Mode.Perm()
+	switch {
+	case !k.users[attr.UID]:
+		return fmt.Sprintf("belongs to user %d (mount with -o writers=%[1]d if that user is trusted)", attr.UID)
+	case attr.Mode.IsDir() && attr.Mode&fs.ModeSticky != 0: // what is in it only its owner may rename, or remove
+		return ""
+	case mode&0o002 != 0:
+		return "can be written by everybody"
+	case mode&0o020 == 0: // nor has an ACL an entry that lets write, for these are its mask
+		return ""
+	}
+	list, err := acl()
+	if err != nil {
+		return fmt.Sprintf("has an ACL that cannot be read (%v)", err)
+	}
+	if list == nil {
+		return k.group(attr.GID)
+	}
+	for _, e := range list {
+		who := ""
+		switch {
+		case e.perm&aclWrite == 0:
+		case e.tag == aclGroupOf:
+			who = k.group(attr.GID)
+		case e.tag == aclGroup:
+			who = k.group(e.id)
+		case e.tag == aclUser && !k.users[e.id]:
+			who = fmt.Sprintf("can be written by user %d, by its ACL (mount with -o writers=%[1]d if that user is trusted)", e.id)
+		}
+		if who != "" {
+			return who
+		}
+	}
+	return ""
+}
+
+// group says that a group may write, unless all who are in it are trusted with that.
+func (k *keeper) group(gid uint32) string {
+	members, err := k.members(gid)
+	if err != nil {
+		return fmt.Sprintf("can be written by group %d, and who is in that cannot be found out (%v)", gid, err)
+	}
+	for _, id := range members {
+		if !k.users[id] {
+			return fmt.Sprintf("can be written by group %d, in which user %d is (mount with -o writers=@%[1]d if they are trusted)", gid, id)
+		}
+	}
+	return ""
+}
+
+// A groups is who is in which group, as long as the files that say so are what they were.
+type groups struct {
+	stamps  [3]Stamp
+	members map[uint32][]uint32
+	err     error
+}
+
+// groupFiles say who is in which group (nsswitch.conf(5), passwd(5), group(5)).
+var groupFiles = [3]string{"/etc/nsswitch.conf", "/etc/passwd", "/etc/group"}
+
+// members returns the users in a group, also those whose primary group it is.
+func (k *keeper) members(gid uint32) ([]uint32, error) {
+	var stamps [3]Stamp
+	for i, name := range groupFiles {
+		attr, _ := lstat(unix.AT_FDCWD, name)
+		stamps[i] = attr.Stamp
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.groups.members == nil || k.groups.stamps != stamps {
+		k.groups = readGroups()
+		k.groups.stamps = stamps
+	}
+	return k.groups.members[gid], k.groups.err
+}
+
+func readGroups() groups {
+	g := groups{members: map[uint32][]uint32{}}
+	fields := func(name string, do func(f []string)) {
+		file, err := os.Open(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return
+		}
+		if err != nil {
+			g.err = err
+			return
+		}
+		defer file.Close()
+		lines := bufio.NewScanner(file)
+		for lines.Scan() {
+			do(strings.Split(strings.TrimSpace(lines.Text()), ":"))
+		}
+		g.err = errors.Join(g.err, lines.Err())
+	}
+	fields(groupFiles[0], func(f []string) {
+		if f[0] != "passwd" && f[0] != "group" || len(f) < 2 {
+			return
+		}
+		for _, source := range strings.Fields(f[1]) {
+			// systemd's has users and groups of its own, which are in no others.
+			if !slices.Contains([]string{"files", "systemd"}, source) && source[0] != '[' {
+				g.err = fmt.Errorf("%s names %q as a source of them", groupFiles[0], source)
+			}
+		}
+	})
+	ids := map[string]uint32{}
+	fields(groupFiles[1], func(f []string) {
+		if len(f) < 4 {
+			return
+		}
+		id, err1 := strconv.ParseUint(f[2], 10, 32)
+		gid, err2 := strconv.ParseUint(f[3], 10, 32)
+		if err1 == nil && err2 == nil {
+			ids[f[0]] = uint32(id)
+			g.members[uint32(gid)] = append(g.members[uint32(gid)], uint32(id))
+		}
+	})
+	fields(groupFiles[2], func(f []string) {
+		if len(f) < 4 {
+			return
+		}
+		gid, err := strconv.ParseUint(f[2], 10, 32)
+		if err != nil {
+			return
+		}
+		for name := range strings.SplitSeq(f[3], ",") {
+			if id, ok := ids[name]; ok {
+				g.members[uint32(gid)] = append(g.members[uint32(gid)], id)
+			}
+		}
+	})
+	return g
+}
+
+// ofDir is the sighting of a directory: that its status, or what is in it, changed its times show, whoever did that, where they are the file
+// system's own.
+func (k *keeper) ofDir(attr Attr, at int64) sighting {
+	if k == nil || k.refused != "" || attr.Dev != k.dev {
+		at = provesNothing
+	}
+	return sighting{attr.Stamp, at}
+}
+
+func known(magic int64) bool { return fileSystems[magic].name != "" }
+
+// readOnly reports whether the file system of an open file cannot be written by anybody: by its kind, or because its super block is read-only. That
+// a mount of it is read-only proves nothing, for there may be others.
+func readOnly(fd int, name string) bool {
+	st, err := statfs(fd, name)
+	if err != nil {
+		return false
+	}
+	if fileSystems[st.Type].fixed {
+		return true
+	}
+	if st.Flags&unix.ST_RDONLY == 0 {
+		return false
+	}
+	var at unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &at); err != nil || at.Mask&unix.STATX_MNT_ID == 0 {
+		return false
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(mounts)) {
+		f := strings.Fields(line)
+		if len(f) > 0 && f[0] == fmt.Sprint(at.Mnt_id) {
+			return slices.Contains(strings.Split(f[len(f)-1], ","), "ro") // options of the super block (proc_pid_mountinfo(5))
+		}
+	}
+	return false
+}
