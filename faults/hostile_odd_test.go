@@ -104,35 +104,8 @@ func goodLayouts() []goodLayout {
 	var rows []goodLayout
 	add := func(more ...goodLayout) { rows = append(rows, more...) }
 	isWhole := func(t *testing.T, s *stage, app string) { tagged(t, s, app) }
-	evil := "sha256:" + someHex
 
-	// 2: what is beside the right one, in other case, is nobody's.
-	for _, spelled := range []string{"DIGEST", "Digest", `dige\u017ft`, "digeſt"} {
-		for _, document := range documents[:3] {
-			add(goodLayout{row: 2, name: spelled + " beside digest in " + document, word: "verified",
-				make: in(document, func(text string) string { // behind it, for encoding/json takes the last
-					at := strings.Index(text, aDigest)
-					at += strings.IndexByte(text[at:], ',')
-					return text[:at] + `,"` + spelled + `":"` + evil + `"` + text[at:]
-				}),
-				then: func(t *testing.T, s *stage, app string) {
-					where := filepath.Join(s.registry, app, "index.json")
-					text, err := os.ReadFile(where)
-					worked(t, err)
-					if document == "index.json" && !strings.Contains(string(text), `"`+spelled+`":"`+evil+`"`) {
-						t.Errorf("%s is not what it was: %s", spelled, text)
-					}
-				}})
-		}
-	}
-	add(goodLayout{row: 2, name: "ROOTFS beside rootfs", word: "verified", then: isWhole,
-		make: in("config", func(text string) string { return text[:len(text)-1] + `,"ROOTFS":{"type":"bundle","diff_ids":[]}}` })},
-		goodLayout{row: 2, name: "a signature in capitals is none", then: isWhole,
-			make: func(f *forge) {
-				text := bytes.Replace(f.Bytes(f.plain), []byte(`"layers"`), fmt.Appendf(nil, `"Annotations":{%q:"00"},"layers"`, sign.SignatureAnnotation), 1)
-				f.Tag("x", f.Blob(f.plain.MediaType, text))
-				f.write()
-			}})
+	add(readOneWay()...)
 
 	// 7
 	add(goodLayout{row: 7, name: "eight levels of index, each naming the next ten times", word: "verified", within: 2 * time.Second, then: isWhole, make: func(f *forge) {
