@@ -17,7 +17,7 @@ type Row struct {
 	sign.Report
 }
 
-// JSON gives the row as one line: ref, and what status.json has.
+// JSON gives the row as one line: ref, and what status.json has, or status-full.json.
 func (r Row) JSON() []byte {
 	text, err := json.Marshal(r)
 	if err != nil {
