@@ -20,7 +20,7 @@ func runStatus(c *command, args []string) error {
 	var at treeFlags
 	at.add(flags)
 	full := flags.Bool("full", false, "check every layer, too")
-	asJSON := flags.Bool("json", false, "print a line of JSON for each image")
+	asJSON := flags.Bool("json", false, "print a line of JSON for each image: status.json, with --full status-full.json")
 	only := flags.StringSlice("only", nil, "print images of these status `words` only")
 	check := flags.Bool("check", false, "end with the exit code of the worst word; with 1 if there is no app, or not everything could be checked")
 	if err := c.parse(flags, args, 0, 1); err != nil {
