@@ -272,8 +272,8 @@ func badKeys(t *testing.T, s *stage) {
 		byOther, err1 := other.Sign(vendor.Public().DER())
 		ofOther, err2 := ca.Sign(other.Public().DER())
 		worked(t, errors.Join(err1, err2))
-		refused(t, fmt.Sprintf("-v '%s' -s '%s'", key("vendor.prv"), file(t, "by other.sig", byOther)), syscall.EKEYREJECTED, "certif")
-		refused(t, fmt.Sprintf("-v '%s' -s '%s'", key("vendor.prv"), file(t, "of other.sig", ofOther)), syscall.EKEYREJECTED, "certif")
+		refused(t, fmt.Sprintf("-v '%s' -s '%s'", key("vendor.prv"), file(t, "by other.sig", byOther)), syscall.EKEYREJECTED, "by-other.sig is not by root CA "+ca.Public().Fingerprint()+": made by another CA, or for another key")
+		refused(t, fmt.Sprintf("-v '%s' -s '%s'", key("vendor.prv"), file(t, "of other.sig", ofOther)), syscall.EKEYREJECTED, "of-other.sig is not by root CA "+ca.Public().Fingerprint()+": made by another CA, or for another key")
 		refused(t, fmt.Sprintf("-v '%s' -x '%s'", key("root-ca.prv"), key("root-ca.prv")), syscall.EKEYREJECTED, "the same")
 	})
 }

@@ -167,8 +167,11 @@ func (t *Tree) signer(c *command, read func(string) ([]byte, error), list func(s
 		return nil, from, err
 	}
 	s, err = sign.NewSigner(vendor, certificate, trust)
-	if err != nil {
+	if err != nil && from == t.certificateFrom { // the mount's own: what lies beside it is not the caller's to read
 		return nil, from, named(from, err)
+	}
+	if err != nil {
+		return nil, from, trust.Explain(err, vendor.Public(), certificate, from, read)
 	}
 	if c.certificate != "" {
 		from = ""

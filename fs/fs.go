@@ -13,14 +13,16 @@
 //	    oci-layout  index.json  blobs/<algorithm>/<hex>     the layout, byte for byte
 //	    tags/<tag>/              the image or index that the tag names now
 //	    manifests/sha256-<hex>/  every image and index of the app (`sha256:<hex>` opens it too)
-//	    .irfs/check              `ok`, or a line for each thing wrong with the app (not listed)
+//	    .irfs/check              `ok (layers not read)`, or a line for each thing wrong with the app (not listed)
 //
 // and in an image directory, below tags/ or manifests/:
 //
 //	verify                   one status word (package sign) and a newline
 //	verify-full              the same, after reading every layer (not listed)
-//	reason                   a line for each check and what it found
-//	status.json              the same for programs
+//	reason                   a line for each check and what it found; of verify-full once that is known
+//	status.json              for programs: the word of verify, whatever was read before, and the state of the layers, of the
+//	                         last verify-full that still holds
+//	status-full.json         the same with the word of verify-full; opening it reads every layer (not listed)
 //	digest                   sha256:<hex>
 //	manifest.json            the manifest's or index's own bytes
 //	config.json              the config's own bytes; not for an index

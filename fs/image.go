@@ -194,7 +194,9 @@ var imageFiles = []imageFile{
 		}
 		return item, nil
 	}},
-	{"verify-full", never, verifyFull},
+	{"verify-full", never, func(ctx context.Context, i *image) (*Item, error) {
+		return i.ofFull(ctx, []byte(string(sign.Verified)+"\n"), word), nil
+	}},
 	{"reason", nil, func(ctx context.Context, i *image) (*Item, error) {
 		v, err := i.verdict(ctx)
 		if err != nil {
@@ -203,11 +205,26 @@ var imageFiles = []imageFile{
 		return i.ofVerdict(v, []byte(v.Text())), nil
 	}},
 	{"status.json", nil, func(ctx context.Context, i *image) (*Item, error) {
-		v, err := i.verdict(ctx)
+		v, err := i.verify(ctx, false)
 		if err != nil {
 			return nil, err
 		}
-		return i.ofVerdict(v, v.Report(i.app, i.snap, i.entry).JSON()), nil
+		report, mtime := v.Report(i.app, i.snap, i.entry), v.Mtime
+		if full := i.t.Verifier.Known(ctx, i.app, i.snap, i.entry); full != nil {
+			report.Layers, mtime = full.Layers, max(mtime, full.Mtime)
+		}
+		return fileOf(report.JSON(), i.snap.Attr, max(mtime, i.snap.Attr.Mtime)), nil
+	}},
+	{"status-full.json", never, func(ctx context.Context, i *image) (*Item, error) {
+		v, err := i.verify(ctx, false)
+		if err != nil {
+			return nil, err
+		}
+		presumed := v.Report(i.app, i.snap, i.entry)
+		if v.Status != sign.Corrupt && (v.Kind == layout.KindImage || v.Kind == layout.KindIndex) {
+			presumed.Layers = sign.LayersVerified
+		}
+		return i.ofFull(ctx, presumed.JSON(), func(v *sign.Verdict) []byte { return v.Report(i.app, i.snap, i.entry).JSON() }), nil
 	}},
 	{"digest", func(i *image, _ *layout.Manifest) bool { return i.entry.Digest != "" }, func(_ context.Context, i *image) (*Item, error) {
 		if i.entry.Digest == "" { // a tag that is given twice
@@ -357,21 +374,21 @@ func (i *image) verify(ctx context.Context, full bool) (*sign.Verdict, error) {
 	return v, err
 }
 
-// verifyFull reads no layer before it is opened: until then its size is that of
-// `verified`.
-func verifyFull(ctx context.Context, i *image) (*Item, error) {
+// ofFull is a file with what text makes of the full verdict. No layer is read before it is opened: until then its
+// content, and so its size, is presumed.
+func (i *image) ofFull(ctx context.Context, presumed []byte, text func(*sign.Verdict) []byte) *Item {
 	if v := i.t.Verifier.Known(ctx, i.app, i.snap, i.entry); v != nil {
-		return fileOf(word(v), i.snap.Attr, i.snap.Attr.Mtime), nil
+		return fileOf(text(v), i.snap.Attr, i.snap.Attr.Mtime)
 	}
-	item := fileOf([]byte(string(sign.Verified)+"\n"), i.snap.Attr, i.snap.Attr.Mtime)
+	item := fileOf(presumed, i.snap.Attr, i.snap.Attr.Mtime)
 	item.settle = func(ctx context.Context) ([]byte, error) {
 		v, err := i.t.Verifier.Verify(ctx, i.app, i.snap, i.entry, true)
 		if err != nil {
 			return nil, absent(err)
 		}
-		return word(v), nil
+		return text(v), nil
 	}
-	return item, nil
+	return item
 }
 
 // manifestJSON is the blob itself, also when its bytes are not what its name

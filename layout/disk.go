@@ -284,6 +284,19 @@ func lstat(dirfd int, name string) (Attr, error) {
 	}), err
 }
 
+// leadsToDir reports whether a symbolic link leads to a directory, or to what cannot be looked at. Nothing is opened.
+func leadsToDir(dirfd int, name string) bool {
+	var st unix.Statx_t
+	err := unix.Statx(dirfd, name, unix.AT_NO_AUTOMOUNT|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st)
+	switch err {
+	case nil:
+		return st.Mode&unix.S_IFMT == unix.S_IFDIR
+	case unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG:
+		return false
+	}
+	return true
+}
+
 // isNamed says whether name still is the file or directory that is open as fd.
 func isNamed(dirfd int, name string, fd int) (bool, error) {
 	held, err := fstat(fd, name)

@@ -144,7 +144,7 @@ func small() *sample.Layout {
 
 func TestAppsOfARegistry(t *testing.T) {
 	dir := t.TempDir()
-	for _, name := range []string{"nginx", "library/nginx", "nginx/plugin", "nginx/tags", "import", ".hidden", ".irfs/x"} {
+	for _, name := range []string{"nginx", "library/nginx", "nginx/plugin", "nginx/tags", "nginx/blobs/evil", "nginx/blobs/sha256/a/b", "import", ".hidden", ".irfs/x", "unmarked"} {
 		must(t, small().WriteDir(filepath.Join(dir, name)))
 	}
 	must(t, os.Mkdir(filepath.Join(dir, "empty"), 0o755))
@@ -152,14 +152,23 @@ func TestAppsOfARegistry(t *testing.T) {
 	must(t, os.Symlink("empty", filepath.Join(dir, "link-to-no-app")))
 	must(t, os.Mkdir(filepath.Join(dir, "fake"), 0o755))
 	must(t, os.Symlink("../nginx/oci-layout", filepath.Join(dir, "fake/oci-layout")))
+	must(t, os.Remove(filepath.Join(dir, "unmarked/oci-layout")))
+	must(t, os.Symlink("nowhere", filepath.Join(dir, "nginx/blobs/sha256/link-to-nothing")))
+	must(t, os.Symlink("../../oci-layout", filepath.Join(dir, "nginx/blobs/sha256/link-to-a-file")))
+	must(t, os.Symlink("../../../import", filepath.Join(dir, "nginx/blobs/sha256/link")))
+	must(t, os.Symlink("link-to-itself", filepath.Join(dir, "link-to-itself")))
 	reg := registry(t, dir)
+	if reg.IsApp() || !registry(t, filepath.Join(dir, "nginx")).IsApp() || registry(t, filepath.Join(dir, "fake")).IsApp() {
+		t.Error("only nginx is an app itself")
+	}
 
 	found, err := reg.Apps()
 	must(t, err)
 	apps := map[string]string{}
+	unread := []string{"link", "link-to-no-app", "nginx/blobs/sha256/link", "unmarked"}
 	for _, f := range found {
-		if f.Shown != (f.Why == "") {
-			t.Errorf("%+v: shown, or a reason", f)
+		if f.Shown != (f.Why == "") || f.Unread != slices.Contains(unread, f.Name) {
+			t.Errorf("%+v: shown, or a reason; unread are %q", f, unread)
 		}
 		apps[f.Name] = f.Why
 	}
@@ -170,11 +179,17 @@ func TestAppsOfARegistry(t *testing.T) {
 		"link":            "a symbolic link, which is not followed",
 		"link-to-no-app":  "a symbolic link, which is not followed",
 		"fake/oci-layout": "a symbolic link, which is not followed",
+		"link-to-itself":  "a symbolic link, which is not followed",
+
+		"nginx/blobs/evil":        `the name "blobs" is taken in a mount; rename the app`,
+		"nginx/blobs/sha256/a/b":  `the name "blobs" is taken in a mount; rename the app`,
+		"nginx/blobs/sha256/link": "a symbolic link, which is not followed",
+		"unmarked":                "it has an index.json and no oci-layout, so it is no app, but some tools take it for one",
 	}); !reflect.DeepEqual(apps, want) {
 		t.Errorf("apps %q\nwant %q", apps, want)
 	}
 
-	for dir, want := range map[string]string{".": "empty fake library nginx", "nginx": "plugin", "library": "nginx"} {
+	for dir, want := range map[string]string{".": "empty fake library nginx unmarked", "nginx": "plugin", "library": "nginx"} {
 		if names, err := reg.Dirs(dir); err != nil || strings.Join(names, " ") != want {
 			t.Errorf("in %s: %q, %v; want %q", dir, names, err, want)
 		}

@@ -232,6 +232,12 @@ func (r *Registry) CheckName(name string) error {
 	return nil
 }
 
+// IsApp reports whether the registry's directory is itself an app: it has a file oci-layout.
+func (r *Registry) IsApp() bool {
+	mark, err := statBeneath(r.fd, "oci-layout")
+	return err == nil && mark.Mode.IsRegular()
+}
+
 // A Found is what a walk over a registry found that is an app, or may be one.
 type Found struct {
 	Name string
@@ -239,7 +245,8 @@ type Found struct {
 	// Shown is false for what a mount does not show; Why says the reason.
 	Shown bool
 	Why   string
-	// Unread is true for a directory that could not be looked into.
+	// Unread is true for what may be, or hold, an app, and was not looked into: a directory that
+	// cannot be read, a symbolic link to a directory, an index.json without an oci-layout.
 	Unread bool
 }
 
@@ -247,50 +254,59 @@ type Found struct {
 const maxDepth = 32
 
 // Apps walks the whole registry and gives every app in it, sorted, before those in it,
-// also those that a mount hides; and symbolic links, which are not followed,
-// and directories that cannot be read, for either may be, or hold, an app.
+// also those that a mount hides, be it among an app's blobs; and what may be, or hold, an app, and
+// was not looked into (Found.Unread). Symbolic links are not followed; those among the blobs are named only if
+// they lead to a directory.
 func (r *Registry) Apps() ([]Found, error) {
 	if _, err := readDir(r.fd, "."); err != nil {
 		return nil, err
 	}
 	var found []Found
-	var walk func(dir, hidden string, depth int)
-	walk = func(dir, hidden string, depth int) {
-		at, err := r.Dir(dir)
-		var list []dirent
-		if err == nil {
-			list, err = readDir(r.fd, dir)
+	var walk func(dir, hidden string, inBlobs bool, depth int)
+	walk = func(dir, hidden string, inBlobs bool, depth int) {
+		list, err := readDir(r.fd, dir)
+		app, index := false, false
+		for _, e := range list {
+			app = app || e.name == "oci-layout" && e.mode.IsRegular() && dir != "."
+			index = index || e.name == "index.json" && !e.mode.IsDir()
+		}
+		if app { // a directory may be listed, and closed all the same
+			if _, closed := statBeneath(r.fd, dir+"/oci-layout"); !errors.Is(closed, fs.ErrNotExist) {
+				err = closed
+			}
 		}
 		if err == nil && depth > maxDepth {
 			err = fmt.Errorf("over %d directories deep", maxDepth)
 		}
-		if errors.Is(err, ErrNotFound) || errors.Is(err, fs.ErrNotExist) { // gone meanwhile
+		if errors.Is(err, fs.ErrNotExist) { // gone meanwhile
 			return
 		}
 		if err != nil {
 			found = append(found, Found{Name: dir, Unread: true, Why: err.Error()})
 			return
 		}
-		if at.App {
+		switch {
+		case app:
 			found = append(found, Found{Name: dir, App: true, Shown: hidden == "", Why: hidden})
+		case index:
+			found = append(found, Found{Name: dir, Unread: true, Why: "it has an index.json and no oci-layout, so it is no app, but some tools take it for one"})
 		}
+		list = slices.DeleteFunc(list, func(e dirent) bool { return !e.mode.IsDir() && e.mode&fs.ModeSymlink == 0 || !appName(e.name) })
 		slices.SortFunc(list, func(a, b dirent) int { return strings.Compare(a.name, b.name) })
 		for _, e := range list {
 			name := path.Join(dir, e.name)
-			switch {
-			case !appName(e.name) || at.App && e.name == "blobs":
-			case e.mode&fs.ModeSymlink != 0:
-				found = append(found, Found{Name: name, Why: "a symbolic link, which is not followed"})
-			case e.mode.IsDir():
+			if e.mode.IsDir() {
 				why := hidden
-				if why == "" && Hidden(e.name, at.App, dir == ".") {
+				if why == "" && Hidden(e.name, app, dir == ".") {
 					why = fmt.Sprintf("the name %q is taken in a mount; rename the app", e.name)
 				}
-				walk(name, why, depth+1)
+				walk(name, why, inBlobs || app && e.name == "blobs", depth+1)
+			} else if leads := leadsToDir(r.fd, name); leads || !inBlobs {
+				found = append(found, Found{Name: name, Unread: leads, Why: "a symbolic link, which is not followed"})
 			}
 		}
 	}
-	walk(".", "", 0)
+	walk(".", "", false, 0)
 	return found, nil
 }
 

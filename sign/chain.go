@@ -132,20 +132,13 @@ func (t *Trust) certifier(vendor *PublicKey, certificate []byte) (*PublicKey, er
 	if ok {
 		return c.ca, c.err
 	}
-	by := fmt.Sprintf("any of the %d root CAs", len(t.cas))
-	switch len(t.cas) {
-	case 0:
-		by = "any root CA, for none is given"
-	case 1:
-		by = "root CA " + t.cas[0].Fingerprint()
-	}
-	c = certified{err: &kindError{ErrUntrusted, fmt.Sprintf("vendor %s is not certified by %s", vendor.Fingerprint(), by)}}
-	for _, ca := range t.cas {
-		err := ca.Verify(vendor.DER(), certificate)
-		if err == nil || errors.Is(err, ErrSignature) {
-			c = certified{ca, err}
-			break
+	why := fmt.Sprintf("vendor %s is not certified by %s", vendor.Fingerprint(), t.names())
+	c.ca, c.err = t.maker(vendor.DER(), certificate)
+	if c.ca == nil && c.err == nil {
+		if ca, _ := t.maker(vendor.pem(), certificate); ca != nil {
+			why += ": " + inPEM
 		}
+		c.err = &kindError{ErrUntrusted, why}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -154,4 +147,58 @@ func (t *Trust) certifier(vendor *PublicKey, certificate []byte) (*PublicKey, er
 	}
 	t.certs[key] = c
 	return c.ca, c.err
+}
+
+// maker gives the root CA whose signature of message the certificate is, or nil. ErrSignature if it is malformed.
+func (t *Trust) maker(message, certificate []byte) (*PublicKey, error) {
+	for _, ca := range t.cas {
+		err := ca.Verify(message, certificate)
+		if err == nil {
+			return ca, nil
+		}
+		if errors.Is(err, ErrSignature) {
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
+// names is the root CAs in a sentence.
+func (t *Trust) names() string {
+	switch len(t.cas) {
+	case 0:
+		return "any root CA, for none is given"
+	case 1:
+		return "root CA " + t.cas[0].Fingerprint()
+	}
+	return fmt.Sprintf("any of the %d root CAs", len(t.cas))
+}
+
+// inPEM is what there is to do about a certificate of a key as openssl's -pubout writes it.
+const inPEM = "the certificate is of the key in PEM, and has to be of its DER (irfs sign -k root-ca.prv -f vendor.pub, with vendor.pub in DER)"
+
+// Explain says more of the error of NewSigner for a certificate that was read from the file name, if it is ErrUntrusted; any other
+// comes back with the name alone. By convention the key that was certified lies beside the certificate, under its name
+// without .sig: read reads that file, and if it cannot, no more is said.
+func (t *Trust) Explain(err error, vendor *PublicKey, certificate []byte, name string, read func(string) ([]byte, error)) error {
+	if !errors.Is(err, ErrUntrusted) || len(t.cas) == 0 {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if ca, _ := t.maker(vendor.pem(), certificate); ca != nil { // the error says it
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if beside, ok := strings.CutSuffix(name, ".sig"); ok {
+		text, err := read(beside)
+		ca, _ := t.maker(text, certificate)
+		key, keyErr := ParsePublicKey(text)
+		switch {
+		case err != nil || ca == nil || keyErr != nil:
+		case string(text) != string(key.DER()):
+			return &kindError{ErrUntrusted, fmt.Sprintf("%s: %s: %s is in PEM", name, inPEM, beside)}
+		default:
+			return &kindError{ErrUntrusted, fmt.Sprintf("%s is the certificate of another key, %s (%s): give the one of this key, %s",
+				name, key.Fingerprint(), beside, vendor.Fingerprint())}
+		}
+	}
+	return &kindError{ErrUntrusted, fmt.Sprintf("%s is not by %s: made by another CA, or for another key", name, t.names())}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"maps"
@@ -102,6 +103,60 @@ func TestSigners(t *testing.T) {
 	}
 	if _, err := sign.NewCertifyingSigner(ca, ca); !errors.Is(err, sign.ErrKey) {
 		t.Errorf("the CA's own key: %v", err)
+	}
+}
+
+// What was certified lies beside the certificate, by convention; where it does not, or cannot be read, less is said.
+func TestExplain(t *testing.T) {
+	inPEM := func(k *sign.PrivateKey) []byte {
+		return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: k.Public().DER()})
+	}
+	by := func(ca *sign.PrivateKey, of []byte) []byte {
+		certificate, err := ca.Sign(of)
+		must(t, err)
+		return certificate
+	}
+	fingerprint, other := vendor.Public().Fingerprint(), vendor2.Public().Fingerprint()
+	unknown := "is not by root CA " + ca.Public().Fingerprint() + ": made by another CA, or for another key"
+	for _, row := range []struct {
+		name        string
+		file        string
+		certificate []byte
+		beside      []byte // nil: it cannot be read
+		trust       *sign.Trust
+		want        string
+	}{
+		{"another CA", "d/v.pub.sig", by(ca2, vendor.Public().DER()), vendor.Public().DER(), trust(ca), "d/v.pub.sig " + unknown},
+		{"none of two", "d/v.pub.sig", by(ca2, vendor.Public().DER()), vendor.Public().DER(), trust(ca, vendor2), "d/v.pub.sig is not by any of the 2 root CAs: "},
+		{"another key", "d/v.pub.sig", by(ca, vendor2.Public().DER()), vendor2.Public().DER(), trust(ca2, ca), "d/v.pub.sig is the certificate of another key, " + other + " (d/v.pub): give the one of this key, " + fingerprint},
+		{"another key, by another CA", "d/v.pub.sig", by(ca2, vendor2.Public().DER()), vendor2.Public().DER(), trust(ca), unknown},
+		{"another key, which cannot be read", "d/v.pub.sig", by(ca, vendor2.Public().DER()), nil, trust(ca), unknown},
+		{"another key, and another name", "d/v.der", by(ca, vendor2.Public().DER()), vendor2.Public().DER(), trust(ca), "d/v.der " + unknown},
+		{"of this key in PEM", "d/v.pub.sig", by(ca, inPEM(vendor)), nil, trust(ca), "d/v.pub.sig: certificate: vendor " + fingerprint + " is not certified by root CA " + ca.Public().Fingerprint() + ": the certificate is of the key in PEM, and has to be of its DER"},
+		{"of another key in PEM", "d/v.pub.sig", by(ca, inPEM(vendor2)), inPEM(vendor2), trust(ca), "d/v.pub.sig: the certificate is of the key in PEM, and has to be of its DER (irfs sign -k root-ca.prv -f vendor.pub, with vendor.pub in DER): d/v.pub is in PEM"},
+		{"of what is no public key", "d/v.pub.sig", by(ca, vendor2.DER()), vendor2.DER(), trust(ca), unknown},
+		{"no CA", "d/v.pub.sig", by(ca, vendor.Public().DER()), vendor.Public().DER(), trust(), "d/v.pub.sig: certificate: vendor " + fingerprint + " is not certified by any root CA, for none is given"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			_, err := sign.NewSigner(vendor, row.certificate, row.trust)
+			err = row.trust.Explain(err, vendor.Public(), row.certificate, row.file, func(name string) ([]byte, error) {
+				if name != "d/v.pub" {
+					t.Errorf("%s is read", name)
+				}
+				if row.beside == nil {
+					return nil, os.ErrPermission
+				}
+				return row.beside, nil
+			})
+			if !errors.Is(err, sign.ErrUntrusted) || !strings.Contains(err.Error(), row.want) {
+				t.Errorf("%v; want %q", err, row.want)
+			}
+		})
+	}
+	_, err := sign.NewSigner(vendor, []byte("x"), trust(ca))
+	err = trust(ca).Explain(err, vendor.Public(), []byte("x"), "v.pub.sig", nil)
+	if !errors.Is(err, sign.ErrSignature) || !strings.HasPrefix(err.Error(), "v.pub.sig: certificate: the signature is malformed") {
+		t.Errorf("a malformed one: %v", err)
 	}
 }
 

@@ -305,6 +305,11 @@ func (k PrivateKey) Format(s fmt.State, _ rune) { io.WriteString(s, k.String()) 
 // DER gives the key in SPKI (RFC 5480), 120 bytes with the point uncompressed.
 func (k *PublicKey) DER() []byte { return []byte(k.der) }
 
+// pem gives the key as openssl's -pubout writes it.
+func (k *PublicKey) pem() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: k.DER()})
+}
+
 // Fingerprint gives the SHA-256 of DER() in lower-case hex, as sha256sum prints it.
 func (k *PublicKey) Fingerprint() string {
 	sum := sha256.Sum256([]byte(k.der))

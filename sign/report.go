@@ -18,7 +18,7 @@ func (v *Verdict) Text() string {
 	return text
 }
 
-// A Report is a verdict for programs.
+// A Report is a verdict for programs: with the word, the reason and the layers of that verdict.
 type Report struct {
 	App       string   `json:"app"`
 	Tags      []string `json:"tags"`
@@ -50,7 +50,7 @@ func (v *Verdict) Report(app *layout.App, snap *layout.Snapshot, e layout.Entry)
 	return r
 }
 
-// JSON gives the report as one line, as status.json and `status --json` show it.
+// JSON gives the report as one line, as status.json and status-full.json show it.
 func (r Report) JSON() []byte {
 	text, err := json.Marshal(r)
 	if err != nil {

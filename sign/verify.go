@@ -507,7 +507,12 @@ func (v *Verdict) checkChain(t *Trust, m *layout.Manifest, c *layout.Config) {
 		return
 	}
 	v.Vendor = vendor.Fingerprint()
-	if err := vendor.Verify(c.Bytes, chain.Signature); err != nil {
+	err = vendor.Verify(c.Bytes, chain.Signature)
+	switch {
+	case errors.Is(err, ErrMismatch): // an image that is built on a signed one has the annotations of its base
+		v.decide(Invalid, "signature", fmt.Sprintf("that of vendor %s does not match this config: the image was changed or built upon after it was signed; sign it again", v.Vendor))
+		return
+	case err != nil:
 		v.decide(Invalid, "signature", fmt.Sprintf("of the config, by vendor %s: %v", v.Vendor, err))
 		return
 	}

@@ -165,6 +165,8 @@ func TestVerifyChain(t *testing.T) {
 	trailing := func(text string) string { return text + "00" }
 	longForm := func(text string) string { return "3081" + text[2:] }
 	one := trust(ca)
+	inPEM, err := ca.Sign(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: vendor.Public().DER()}))
+	must(t, err)
 	for _, row := range []struct {
 		name   string
 		trust  *sign.Trust
@@ -178,6 +180,8 @@ func TestVerifyChain(t *testing.T) {
 		{"untrusted, another CA", trust(ca2), nil, sign.Untrusted, "vendor " + vendor.Public().Fingerprint() + " is not certified by root CA " + ca2.Public().Fingerprint()},
 		{"untrusted, none of two CAs", trust(ca2, vendor2), nil, sign.Untrusted, "is not certified by any of the 2 root CAs"},
 		{"untrusted, the CA's signature of something else", one, func(a map[string]string) { a[c] = annotations(t, nil, vendor2, ca)[c] }, sign.Untrusted, "is not certified"},
+		{"untrusted, the CA's signature of the key in PEM", trust(ca2, ca), set(c, hex.EncodeToString(inPEM)), sign.Untrusted, "is not certified by any of the 2 root CAs: the certificate is of the key in PEM, and has to be of its DER (irfs sign -k root-ca.prv -f vendor.pub, with vendor.pub in DER)"},
+		{"untrusted, another CA's signature of the key in PEM", trust(ca2), set(c, hex.EncodeToString(inPEM)), sign.Untrusted, "is not certified by root CA " + ca2.Public().Fingerprint()},
 		{"unknown", trust(), nil, sign.Unknown, "no root CA is configured"},
 		{"unsigned", one, drop(s, p, c), sign.Unsigned, "the image is not signed"},
 		{"unsigned, without CA", trust(), drop(s, p, c), sign.Unsigned, "the image is not signed"},
@@ -195,8 +199,8 @@ func TestVerifyChain(t *testing.T) {
 		{"invalid, half a byte", one, edit(p, func(text string) string { return text[1:] }), sign.Invalid, p + ": not bytes in hex"},
 		{"invalid, empty", one, set(c, ""), sign.Invalid, c + ": not bytes in hex"},
 		{"invalid, space around", one, edit(c, func(text string) string { return " " + text }), sign.Invalid, c + ": not bytes in hex"},
-		{"invalid, of another config", one, func(a map[string]string) { a[s] = annotations(t, []byte("{}"), vendor, ca)[s] }, sign.Invalid, "of the config, by vendor " + vendor.Public().Fingerprint() + ": the signature does not match"},
-		{"invalid, by another vendor", one, func(a map[string]string) { a[p] = annotations(t, nil, vendor2, ca)[p] }, sign.Invalid, "the signature does not match"},
+		{"invalid, of another config", one, func(a map[string]string) { a[s] = annotations(t, []byte("{}"), vendor, ca)[s] }, sign.Invalid, "signature: that of vendor " + vendor.Public().Fingerprint() + " does not match this config: the image was changed or built upon after it was signed; sign it again"},
+		{"invalid, by another vendor", one, func(a map[string]string) { a[p] = annotations(t, nil, vendor2, ca)[p] }, sign.Invalid, "signature: that of vendor " + vendor2.Public().Fingerprint() + " does not match this config"},
 		{"19 invalid, BER long form", one, edit(s, longForm), sign.Invalid, "the signature is malformed: its length is in the long form"},
 		{"19 invalid, trailing bytes", one, edit(s, trailing), sign.Invalid, "the signature is malformed: trailing bytes"},
 		{"19 invalid, r is zero", one, set(s, signatureOf("00", "01")), sign.Invalid, "r is zero"},

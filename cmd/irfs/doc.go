@@ -22,8 +22,9 @@
 // KEYS is either -s VENDOR.PUB.SIG -c ROOT-CA.PUB, the vendor's way, with the
 // certificate that the root CA made of his public key (irfs sign -k ROOT-CA.PRV -f
 // VENDOR.PUB -s VENDOR.PUB.SIG); or -x ROOT-CA.PRV, for who has both keys.
-// `status --check` ends with the exit code of the worst of all images, also of those
-// that --only leaves out. REFERENCE is a tag, or a digest sha256:<hex> or sha512:<hex>.
+// `status --check` ends with 0 only if there is an app, everything was looked at (no app is hidden,
+// no directory unreadable), and all images are verified, also those that --only leaves out; otherwise with the
+// exit code of the worst word, or 1. Artifacts that are intact do not count. REFERENCE is a tag, or a digest sha256:<hex> or sha512:<hex>.
 //
 // `irfs REGISTRY MNT -o OPTIONS` is short for `irfs mount`, so that mount(8) and
 // fstab can call it. OPTIONS are ca_pub=, vendor_pub_signature=, ro,

@@ -139,7 +139,7 @@ func (s *signerFlags) signer() (*sign.Signer, error) {
 	}
 	signer, err := sign.NewSigner(vendor, certificate, trust)
 	if err != nil && !errors.Is(err, sign.ErrKey) {
-		return nil, fmt.Errorf("%s: %w", s.certificate, err)
+		return nil, trust.Explain(err, vendor.Public(), certificate, s.certificate, readSmall)
 	}
 	return signer, err
 }

@@ -49,7 +49,7 @@ func commands() []*command {
 		{"import", "-r REGISTRY [-a APP] [--on-exist add|merge|fail] [--keep-all] [--compress] FILE|-", "take an image archive in, without signing", runImport},
 		{"extract-sign-image", "-r REGISTRY -f FILE|- [-a APP] [-d REFERENCE] [--on-exist add|merge|fail] [--keep-all] [--compress] -v VENDOR.PRV (-s VENDOR.PUB.SIG -c ROOT-CA.PUB | -x ROOT-CA.PRV)", "take an image archive in, signed", runExtractSignImage},
 		{"verify-image", "-r REGISTRY -a APP -d REFERENCE -c ROOT-CA.PUB [--full] [--json]", "check an image's chain of trust", runVerifyImage},
-		{"status", "[-r REGISTRY | MNT] [-c ROOT-CA.PUB]... [--full] [--json] [--only WORD,...] [--check]", "list every image and its status; --check looks at all, also with --only", runStatus},
+		{"status", "[-r REGISTRY | MNT] [-c ROOT-CA.PUB]... [--full] [--json] [--only WORD,...] [--check]", "list every image and its status; with --check, fail unless all of it is verified", runStatus},
 		{"ls", "-r REGISTRY [-c ROOT-CA.PUB]... [PATH]", "list what a mount would show", runLs},
 		{"cat", "-r REGISTRY [-c ROOT-CA.PUB]... PATH...", "print what a mount would show", runCat},
 		{"gc", "-r REGISTRY [-a APP] [--grace 336h] [--dry-run]", "remove blobs that nothing refers to", runGC},

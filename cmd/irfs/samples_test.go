@@ -74,6 +74,23 @@ var samples = map[string]func(*sample.Layout){
 		l.Tag("sha256-"+d.Digest.Encoded()+".sig", l.Artifact("application/vnd.dev.cosign.artifact.sig.v1+json", "payload", nil))
 		l.Tag("empty", l.Manifest(v1.Manifest{Config: l.Blob(v1.MediaTypeImageConfig, []byte("{}")), Layers: []v1.Descriptor{}}))
 	},
+	// A Helm chart as helm push makes it, by its own tag and beside an image in an index.
+	"chart": func(l *sample.Layout) {
+		chart := l.Manifest(v1.Manifest{
+			Config: l.Blob("application/vnd.cncf.helm.config.v1+json", []byte(`{"name":"web","version":"0.1.0","apiVersion":"v2"}`)),
+			Layers: []v1.Descriptor{l.Blob("application/vnd.cncf.helm.chart.content.v1.tar+gzip", sample.Gzip("web/Chart.yaml", "name: web\n").Blob())},
+		})
+		l.Tag("0.1.0", chart)
+		l.Tag("both", l.Index(single(l, "hello\n"), chart))
+	},
+	// An image, and indexes in which nothing counts: an empty one, one whose image is not in the layout, one with an attestation.
+	"hollow": func(l *sample.Layout) {
+		image := single(l, "hello\n")
+		l.Tag("stable", image)
+		l.Tag("empty", l.Index())
+		l.Tag("sparse", l.Index(single(sample.New(), "elsewhere\n")))
+		l.Tag("attested", l.Index(l.Attestation(image)))
+	},
 }
 
 func single(l *sample.Layout, motd string) v1.Descriptor {

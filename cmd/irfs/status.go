@@ -12,7 +12,6 @@ import (
 	"golang.org/x/term"
 
 	irfs "irfs/fs"
-	"irfs/layout"
 	"irfs/sign"
 )
 
@@ -21,9 +20,9 @@ func runStatus(c *command, args []string) error {
 	var at treeFlags
 	at.add(flags)
 	full := flags.Bool("full", false, "check every layer, too")
-	asJSON := flags.Bool("json", false, "print a line of JSON for each image")
+	asJSON := flags.Bool("json", false, "print a line of JSON for each image: status.json, with --full status-full.json")
 	only := flags.StringSlice("only", nil, "print images of these status `words` only")
-	check := flags.Bool("check", false, "end with the exit code of the worst status")
+	check := flags.Bool("check", false, "end with the exit code of the worst word; with 1 if there is no app, or not everything could be checked")
 	if err := c.parse(flags, args, 0, 1); err != nil {
 		return err
 	}
@@ -44,33 +43,32 @@ func runStatus(c *command, args []string) error {
 	if err != nil {
 		return err
 	}
+	if tree.Registry.IsApp() {
+		return &irfs.Hint{Err: fmt.Errorf("%s is an app: give the registry's directory", at.registry), Text: "-r " + filepath.Join(at.registry, "..")}
+	}
 	ctx, stop := interruptible()
 	defer stop()
-	unread := false
-	rows, err := tree.Status(ctx, *full, func(f layout.Found) {
-		unread = unread || f.Unread
-		warn("%s is not shown: %s", irfs.Field(f.Name), irfs.Field(f.Why))
-	})
-	if rows == nil && err != nil {
+	o, err := tree.Status(ctx, *full)
+	if o == nil {
 		return err
 	}
-	worst := sign.Verified
-	for _, r := range rows {
-		if r.Status.Worse(worst) {
-			worst = r.Status
-		}
+	for _, f := range o.Hidden {
+		warn("%s is not shown: %s", irfs.Field(f.Name), irfs.Field(f.Why))
 	}
+	rows := o.Rows
 	if len(*only) > 0 {
-		rows = slices.DeleteFunc(rows, func(r irfs.Row) bool { return !slices.Contains(*only, string(r.Status)) })
+		rows = slices.DeleteFunc(slices.Clone(rows), func(r irfs.Row) bool { return !slices.Contains(*only, string(r.Status)) })
 	}
 	if err := errors.Join(print(rows, *asJSON), err); err != nil {
 		return err
 	}
-	switch {
+	switch worst := o.Worst(); {
 	case *check && worst != sign.Verified:
 		return exit(exitCodes[worst])
-	case *check && unread:
-		return errors.New("not every directory of the registry could be looked into")
+	case *check:
+		return o.Check()
+	case o.Apps == 0:
+		warn("there is no app in %s", at.registry)
 	}
 	return nil
 }
@@ -85,6 +83,9 @@ func (t *treeFlags) ofMount(mnt string) error {
 		if registry, ok := strings.CutPrefix(line, "registry "); ok {
 			t.registry = strings.TrimSuffix(registry, "\n")
 		}
+	}
+	if t.registry == "" {
+		return fmt.Errorf("%s: its .irfs/version names no registry", mnt)
 	}
 	cas, err := filepath.Glob(filepath.Join(escapeGlob(mnt), ".irfs/ca/*.pub"))
 	t.cas = append(t.cas, cas...)

@@ -18,7 +18,7 @@ func runVerifyImage(c *command, args []string) error {
 	image.add(flags)
 	cas := flags.StringArrayP("ca-pub", "c", nil, "a root CA's public `key` (or a directory of *.pub; may be repeated)")
 	full := flags.Bool("full", false, "check every layer, too")
-	asJSON := flags.Bool("json", false, "print what was found as JSON")
+	asJSON := flags.Bool("json", false, "print what status.json has, with --full status-full.json")
 	if err := c.parse(flags, args, 0, 0, "registry", "app", "reference", "ca-pub"); err != nil {
 		return err
 	}
