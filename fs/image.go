@@ -221,7 +221,7 @@ var imageFiles = []imageFile{
 			return nil, err
 		}
 		presumed := v.Report(i.app, i.snap, i.entry)
-		if v.Status != sign.Corrupt && (v.Kind == layout.KindImage || v.Kind == layout.KindIndex) {
+		if v.Status != sign.Corrupt && v.Kind != layout.KindAttestation {
 			presumed.Layers = sign.LayersVerified
 		}
 		return i.ofFull(ctx, presumed.JSON(), func(v *sign.Verdict) []byte { return v.Report(i.app, i.snap, i.entry).JSON() }), nil
