@@ -179,6 +179,16 @@ func readTwoWays() (rows []badLayout) {
 			f.write()
 		})
 	}
+	add(63, "an image that calls itself an attestation in every way", "unsigned", "corrupt", "", 0, func(f *forge) {
+		m := f.manifest(f.plain)
+		for i := range m.Layers {
+			m.Layers[i].MediaType = "application/vnd.in-toto+json"
+		}
+		d := f.Manifest(m)
+		d.Platform = &v1.Platform{OS: "unknown", Architecture: "unknown"}
+		f.Tag("x", f.Index(f.image, sample.Annotate(d, "vnd.docker.reference.type", "attestation-manifest")))
+		f.write()
+	})
 	corrupt(63, "a manifest under a media type that nobody knows", "is no media type of an image or index", func(f *forge) {
 		f.image.MediaType = "application/json"
 		f.asItIs()

@@ -4,7 +4,7 @@
 //
 //	MNT/
 //	  .irfs/                     the mount itself (opens by name, is not listed)
-//	    version                  lines `key value`: version, registry, pid, passthrough, readonly
+//	    version                  lines `key value`: version, registry, pid, passthrough, readonly, remembers
 //	    log                      the last 256 operations: time, uid, operation, path, outcome
 //	    ca/<fingerprint>.pub     the root CAs that are trusted
 //	  import/                    an archive that is written here becomes an app; import/library/x.tar the app library/x
@@ -43,7 +43,7 @@
 //
 // An inode's content never changes. Its number is a keyed hash of its path and its
 // content, so another content is another inode. Every open(2) computes what is at
-// the path now, which is a few calls of stat(2) if nothing changed; if that is
+// the path now, which is a few calls of stat(2) if nothing changed, and their times prove that (package layout, "Remembering"); if that is
 // not what the inode shows, the answer is ESTALE, and the kernel walks the path
 // again by itself and gets the new inode. So the kernel may keep every page of every
 // inode, and an open never lags behind the registry. stat(2) may lag by one

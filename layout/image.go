@@ -33,7 +33,7 @@ const (
 type Manifest struct {
 	v1.Descriptor
 	Kind  Kind
-	own   Kind // without what the descriptor says; "" if that was enough
+	own   Kind // without what the descriptor says
 	Bytes []byte
 	Attr  Attr
 	Doc   *v1.Manifest // nil for an index, and for a media type that is neither
@@ -87,11 +87,9 @@ func (s *Snapshot) manifest(e Entry, seen *Seen) (*Manifest, error) {
 	}
 	if m, found := recents.manifests.get(s.app, e.Descriptor); m != nil && s.Unmoved(found) {
 		again := *m
-		again.Descriptor = e.Descriptor
-		if again.Kind = m.kindUnder(e.Descriptor); again.Kind != "" {
-			seen.addAll(found)
-			return &again, nil
-		}
+		again.Descriptor, again.Kind = e.Descriptor, m.kindUnder(e.Descriptor)
+		seen.addAll(found)
+		return &again, nil
 	}
 	var found Seen
 	m, err := s.readManifest(e, &found)
@@ -124,7 +122,7 @@ func (s *Snapshot) readManifest(e Entry, seen *Seen) (*Manifest, error) {
 		if m.Doc, err = ParseManifest(m.Bytes, e.MediaType); err == nil {
 			err = s.checkSubject(dirfd, m.Doc.Subject, seen)
 		}
-		if err == nil && !isAttestation(e.Descriptor, m.Doc) {
+		if err == nil {
 			m.own, err = s.kind(dirfd, m.Doc, seen)
 		}
 	default:
@@ -157,9 +155,9 @@ func (s *Snapshot) checkSubject(dirfd int, d *v1.Descriptor, seen *Seen) error {
 	return err
 }
 
-// kindUnder is the kind of the manifest where that descriptor names it, "" if it is not known.
+// kindUnder is the kind of the manifest where that descriptor names it. What some program runs is no attestation, whatever it is called.
 func (m *Manifest) kindUnder(d v1.Descriptor) Kind {
-	if m.Doc != nil && isAttestation(d, m.Doc) {
+	if m.own == KindArtifact && m.Doc != nil && isAttestation(d, m.Doc) {
 		return KindAttestation
 	}
 	return m.own

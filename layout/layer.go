@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -73,7 +75,9 @@ func isTarHeader(head []byte) bool {
 	if len(head) < tarBlock {
 		return false
 	}
-	want, err := strconv.ParseInt(strings.Trim(string(head[148:156]), " \x00"), 8, 64)
+	// As archive/tar reads it, which takes an empty field for 0.
+	field, _, _ := strings.Cut(strings.Trim(string(head[148:156]), " \x00"), "\x00")
+	want, err := strconv.ParseInt("0"+field, 8, 64)
 	if err != nil {
 		return false
 	}
@@ -183,14 +187,17 @@ func (w *tailWriter) Write(p []byte) (int, error) {
 }
 
 // tableOfContents names the format of the table of contents that a layer brings along: one that its annotations or its last bytes, some readers
-// go by those alone, lead to (github.com/containerd/stargz-snapshotter, docs/estargz.md; github.com/containers/storage, pkg/chunked).
+// go by those alone, lead to (github.com/containerd/stargz-snapshotter, docs/estargz.md; github.com/containers/storage, pkg/chunked). Any other annotation
+// by which a snapshotter of containerd finds other files than the tar's is as good as one (overlaybd, nydus).
 func tableOfContents(d v1.Descriptor, tail []byte) string {
-	for name := range d.Annotations {
+	for _, name := range slices.Sorted(maps.Keys(d.Annotations)) {
 		switch {
 		case strings.HasPrefix(name, "containerd.io/snapshot/stargz/"):
 			return "eStargz"
 		case strings.Contains(name, ".zstd-chunked."):
 			return "zstd:chunked"
+		case strings.HasPrefix(name, "containerd.io/snapshot/"):
+			return name
 		}
 	}
 	switch {

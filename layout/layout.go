@@ -27,8 +27,9 @@
 // Sizes are compared with the descriptor, and with the limits MaxManifest,
 // MaxConfig and MaxIndex, before a byte is read; what was read is
 // checked against its digest, and these very bytes are used. Documents are parsed
-// strictly: exact names, no duplicate members, valid UTF-8, nothing behind the
-// value, a media type that is the descriptor's. What fails is [ErrCorrupt], with a
+// strictly: exact names and none that some program takes for one of them, no duplicate members, valid UTF-8, nothing behind the
+// value, a media type that is the descriptor's, inline data that are the blob's. All descriptors of one digest, in all the indexes of an app, say the
+// same of it (wording), and a layer begins as its media type says (layer.go): what two programs could understand in different ways is refused. What fails is [ErrCorrupt], with a
 // sentence that says what is wrong with what. A blob that is not there is also
 // [ErrMissing], for an index may list images that the layout does not have.
 // What the system says (EIO, EACCES …) is passed on as it is, and never
@@ -81,5 +82,6 @@
 // What was read is kept with the [Stamp] of its file, and read again when
 // the stamp has changed: of index.json a row for each descriptor (rows.go), of nested indexes all, of manifests and configs the last few.
 // That nothing changed is seen by stat(2) alone ([Registry.Look], [Snapshot.Unmoved]). A file that had changed less than two seconds before it
-// was read is compared by content, since its times cannot show the next change.
+// was read is compared by content, since its times cannot show the next change; and so, for ever, is one whose times prove nothing, for others may
+// write it, somebody has it open for writing, or its file system lets times be set (keep.go decides, [Registry.Remembers] says).
 package layout

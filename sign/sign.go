@@ -51,9 +51,10 @@
 // A signature is verified by the formula of SEC 1 with points that are added by circl, or for a key that is used often by nistec and
 // its multiples (multiples.go); crypto/ecdsa is asked before anything is refused. It parses keys, and it alone signs.
 //
-// With full, every layer is read as well: size and digest of the blob, and that
+// With full, every layer is read as well: size and digest of the blob, that it begins as its media type says, and that
 // what it unpacks to, to the end of the stream, has the config's diff_id; if not, the
-// image is corrupt. Only then is the signature one of the files.
+// image is corrupt. So it is, instead of verified, if a layer brings a table of contents, which some programs go by and
+// nobody checks yet. Only then is the signature one of the files. Of an artifact config and layers are compared with their digests.
 //
 // An index has the worst word of the images in it, worst first: corrupt,
 // invalid, untrusted, unsigned, unknown, verified. An image whose manifest is not in

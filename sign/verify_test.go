@@ -318,6 +318,7 @@ func TestVerifyLayers(t *testing.T) {
 		{"57 Docker's types", blob(hello.Blob(), "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"), nil, sign.Verified, ""},
 		{"58 eStargz by its annotation", toc(hello.Blob(), v1.MediaTypeImageLayerGzip, "containerd.io/snapshot/stargz/toc.digest"), nil, sign.Corrupt, "layers: layer 1 brings a table of contents (eStargz) that is not checked yet"},
 		{"58 eStargz by its footer", toc(append(hello.Blob(), stargzFooter...), v1.MediaTypeImageLayerGzip, ""), nil, sign.Corrupt, "layers: layer 1 brings a table of contents (eStargz) that is not checked yet"},
+		{"58 overlaybd by its annotation", toc(hello.Blob(), v1.MediaTypeImageLayerGzip, "containerd.io/snapshot/overlaybd/blob-digest"), nil, sign.Corrupt, "(containerd.io/snapshot/overlaybd/blob-digest) that is not checked yet"},
 		{"58 zstd:chunked by its annotation", toc(zstd.Blob(), v1.MediaTypeImageLayerZstd, "io.github.containers.zstd-chunked.manifest-position"), nil, sign.Corrupt, "(zstd:chunked) that is not checked yet"},
 		{"58 zstd:chunked by its footer", toc(slices.Concat(zstd.Blob(), skippable[:4], []byte{8, 0, 0, 0}, []byte("GNUlInUx")), v1.MediaTypeImageLayerZstd, ""), nil, sign.Corrupt, "(zstd:chunked) that is not checked yet"},
 		{"21 garbage after zstd", blob(append(zstd.Blob(), garbage...), v1.MediaTypeImageLayerZstd), nil, sign.Corrupt, "cannot be unpacked"},
