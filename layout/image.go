@@ -219,12 +219,20 @@ func (s *Snapshot) head(dirfd int, d digest.Digest, seen *Seen) ([]byte, error) 
 	}
 	defer closeFD(fd)
 	watched := s.app.watch(fd, attr, name, at)
+	small := attr.Size <= maxRecent // and can be compared later, whatever its times prove
 	head := make([]byte, tarBlock)
+	if small {
+		head = make([]byte, attr.Size)
+	}
 	n, err := io.ReadFull(&fdReader{fd: fd, name: name}, head)
 	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
 		return nil, err
 	}
-	seen.add(d, headOnly, watched.end())
+	sum := headOnly
+	if small {
+		sum = d.Algorithm().FromBytes(head[:n])
+	}
+	seen.add(d, sum, watched.end())
 	return head[:n], nil
 }
 

@@ -26,7 +26,7 @@ type recently[T any] struct {
 	seen  Seen
 }
 
-// maxRecent is how many bytes a document may have.
+// maxRecent is how many bytes a document may have that is small.
 const maxRecent = 16 << 10
 
 func (e *recently[T]) is(a *App, d v1.Descriptor) bool {
