@@ -3,7 +3,6 @@ package faults
 import (
 	"bytes"
 	"compress/gzip"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
@@ -57,7 +56,7 @@ func (p pick) of(texts ...string) string { return texts[p(len(texts))] }
 // stable is the tag that all is about.
 const stable = "stable"
 
-// docs returns the indexes and the signed manifests that index.json reaches.
+// docs returns the indexes and the signed manifests that the tag leads to.
 func (w *wording) docs() (indexes, manifests []*paper) {
 	seen := map[*paper]bool{}
 	var walk func(p *paper)
@@ -76,16 +75,18 @@ func (w *wording) docs() (indexes, manifests []*paper) {
 			manifests = append(manifests, p)
 		}
 	}
-	walk(w.index)
-	return indexes[1:], manifests
+	for _, d := range w.tagged() {
+		walk(d.paper())
+	}
+	return indexes, manifests
 }
 
 // A place is a kind of object in a layout.
 type place struct {
 	name    string
-	members []string // that OCI's specification gives it, digests first
-	find    func(w *wording) []*node
-	evil    func(w *wording) *node // what the evil image has in such a place
+	members []string                 // that OCI's specification gives it, digests first
+	find    func(w *wording) []*node // in what the tag leads to
+	evil    func(w *wording) *node   // what the evil image has in such a place
 }
 
 var (
@@ -238,7 +239,7 @@ func unescaped(s string) string { return stringOf(s).is() }
 var mutations = slices.Concat(nameMutations(), configMutations(), escapes, doubleMutations(), texts, numberMutations(), dataMutations(), descriptorMutations,
 	typeMutations, compressionMutations(), layerMutations, platformMutations, nestings)
 
-// At makes a mutation of one object of a place.
+// at makes a mutation of one object of a place.
 func at(p place, kind, name string, m mark, do func(w *wording, n *node, pick pick) bool) mutation {
 	return mutation{kind, p.name + ": " + name, m, func(w *wording, pick pick) bool {
 		n := pick.one(p.find(w))
@@ -263,6 +264,14 @@ func nameMutations() (list []mutation) {
 			return true
 		}))
 	}
+	for i, names := range [][2]string{{"manifests", "manifeſts"}, {"manifests", "manifeſts"}, {"layers", "layerſ"}, {"os", "oſ"}, {"os.features", "os.featureſ"},
+		{"digest", `digeſt`}, {"size", `\u017fize`}, {"digest", `\u0044igest`}, {"digest", "dige\\u017ft"}} {
+		p := places[i]
+		list = append(list, at(p, "names", names[1]+" for "+names[0], ambiguous, func(w *wording, n *node, pick pick) bool {
+			n.put(pick(2) == 0, names[1], p.evilValue(w, names[0]))
+			return true
+		}))
+	}
 	return append(list,
 		at(places[2], "names", "Config and Layers", ambiguous, func(w *wording, n *node, pick pick) bool {
 			n.put(false, "Config", w.evil.body.get("config").clone())
@@ -277,13 +286,11 @@ func nameMutations() (list []mutation) {
 		}},
 		mutation{"names", "annotations in any case", harmless, func(w *wording, pick pick) bool {
 			a := pick.one(w.tagged()).get("annotations")
-			a.put(pick(2) == 0, pick.of("Digest", "Org.Opencontainers.Image.Ref.Name", "MEDIATYPE", "ſize", "Annotations"), stringOf("evil"))
-			return true
+			return a.add(pick(2) == 0, pick.of("Digest", "Org.Opencontainers.Image.Ref.Name", "MEDIATYPE", "ſize", "Annotations"), stringOf("evil"))
 		}},
 		mutation{"names", "a manifest's annotations in any case", harmless, func(w *wording, pick pick) bool {
 			m := pick.one(places[2].find(w))
-			m.get("annotations").put(pick(2) == 0, pick.of("Com.samsung.islet.image.signature", "Layers", "config"), stringOf("evil"))
-			return true
+			return m.get("annotations").add(pick(2) == 0, pick.of("Com.samsung.islet.image.signature", "Layers", "config"), stringOf("evil"))
 		}},
 	)
 }
@@ -341,10 +348,13 @@ func configMutations() (list []mutation) {
 			return true
 		})
 		add(o.name+": an unknown member", harmless, func(c *node, pick pick) bool {
-			o.find(c).put(pick(2) == 0, pick.of("x", "moby.buildkit.buildinfo.v1", "größe"), scalar(`{"Cmd":1}`))
-			return true
+			return o.find(c).add(pick(2) == 0, pick.of("x", "moby.buildkit.buildinfo.v1", "größe"), scalar(`{"Cmd":1}`))
 		})
 	}
+	add("config.config: WorKingDir, with a Kelvin sign", ambiguous, func(c *node, pick pick) bool {
+		c.get("config").put(pick(2) == 0, "Wor\u212aingDir", stringOf("/evil"))
+		return true
+	})
 	add("labels, volumes and ports in any case", harmless, func(c *node, pick pick) bool {
 		c.get("config").set(pick.of("Labels", "Volumes", "ExposedPorts"), object("x", stringOf("y")))
 		if l := c.get("config").get("Labels"); l != nil {
@@ -403,8 +413,7 @@ func (w *wording) resign(m *node, config []byte, tars [][]byte) {
 	}
 	w.signed[digest.FromBytes(config)] = one
 	p := &paper{data: config}
-	d.set("digest", digestOf(p))
-	d.set("size", sizeOf(p))
+	d.replace(p)
 	signature, err := vendorKey().Sign(config)
 	if err != nil {
 		panic(err)
@@ -492,7 +501,10 @@ func doubleMutations() (list []mutation) {
 			}))
 		}
 	}
-	return append(list, mutation{"doubles", "the tag twice", ambiguous, func(w *wording, pick pick) bool {
+	return append(list, at(descriptorPlaces[0], "doubles", "digest twice, once with an escape", ambiguous, func(w *wording, n *node, pick pick) bool {
+		n.put(pick(2) == 0, pick.of(`\u0064igest`, `dige\u0073t`), digestOf(w.evil))
+		return true
+	}), mutation{"doubles", "the tag twice", ambiguous, func(w *wording, pick pick) bool {
 		d := evilRow(w)
 		d.get("annotations").put(pick(2) == 0, v1.AnnotationRefName, stringOf("other"))
 		w.addRow(pick, d)
@@ -514,8 +526,7 @@ var texts = []mutation{
 	}),
 	inAnyObject("text", "an unknown member", harmless, func(n *node, pick pick) bool {
 		name := pick.of("x", "org.example/x", "größe", "digests", "Digests", "")
-		n.put(pick(2) == 0, name, scalar(pick.of("null", "1e400", `{"Digest":"x","digest":1}`, "[[]]", "-0.0", `"\ud83d\ude00"`)))
-		return true
+		return n.add(pick(2) == 0, name, scalar(pick.of("null", "1e400", `{"Digest":"x","digest":1}`, "[[]]", "-0.0", `"\ud83d\ude00"`)))
 	}),
 	inAnyObject("text", "a member with NUL in its name", debatable, func(n *node, pick pick) bool {
 		m := n.members[pick(len(n.members))]
@@ -561,18 +572,19 @@ func dataMutations() (list []mutation) {
 			list = append(list, at(p, "data", name, m, do))
 		}
 		add("its blob", harmless, func(w *wording, n *node, pick pick) bool {
-			n.put(pick(2) == 0, "data", dataOf(n.paper()))
-			return true
+			return n.add(pick(2) == 0, "data", dataOf(n.paper()))
 		})
 		add("another blob", ambiguous, func(w *wording, n *node, pick pick) bool {
 			n.put(pick(2) == 0, "data", p.evilValue(w, "data"))
 			return true
 		})
-		add("instead of its blob", ambiguous, func(w *wording, n *node, pick pick) bool {
-			n.put(false, "data", dataOf(n.paper()))
-			n.paper().absent = true
-			return n.paper() != w.evil
-		})
+		if p.name != "subject" { // that need not be there
+			add("instead of its blob", ambiguous, func(w *wording, n *node, pick pick) bool {
+				n.put(false, "data", dataOf(n.paper()))
+				n.paper().absent = true
+				return true
+			})
+		}
 		add("in no base64", ambiguous, func(w *wording, n *node, pick pick) bool {
 			n.put(false, "data", scalar(pick.of(`"AAA"`, `"!"`, `"="`, `""`, `[1]`, `"e30\n="`)))
 			return true
@@ -682,7 +694,7 @@ var descriptorMutations = func() (list []mutation) {
 	return list
 }()
 
-// layerTypes are those of OCI and of Docker.
+// layerType is the media type of a layer, OCI's or Docker's.
 func layerType(docker bool, compression string) string {
 	t, sep := v1.MediaTypeImageLayer, "+"
 	if docker {
@@ -754,6 +766,9 @@ var typeMutations = []mutation{
 	at(descriptorPlaces[3], "types", "one not to be distributed", harmless, func(w *wording, n *node, pick pick) bool {
 		t := n.get("mediaType").is()
 		if isDockerType(t) {
+			if compressionOf(t) != "gzip" {
+				return false // Docker knows no such type
+			}
 			n.set("mediaType", stringOf(strings.Replace(t, "rootfs.diff", "rootfs.foreign.diff", 1)))
 		} else {
 			n.set("mediaType", stringOf(strings.Replace(t, "layer.v1", "layer.nondistributable.v1", 1)))
@@ -814,7 +829,7 @@ var typeMutations = []mutation{
 
 // packed compresses a tar file, and remembers the result.
 func packed(compression string, tar []byte) []byte {
-	k := compression + string(sha256.New().Sum(tar))
+	k := compression + ":" + string(tar)
 	packedMu.Lock()
 	defer packedMu.Unlock()
 	if b, ok := packedBlobs[k]; ok {
@@ -843,8 +858,7 @@ var (
 func (w *wording) relayer(n *node, blob []byte, compression string) {
 	n.set("mediaType", stringOf(layerType(isDockerType(n.get("mediaType").is()), compression)))
 	p := &paper{data: blob, tar: n.paper().tar}
-	n.set("digest", digestOf(p))
-	n.set("size", sizeOf(p))
+	n.replace(p)
 }
 
 // compressionMutations pack the same tar file in other ways, under right and wrong media types.
@@ -1024,8 +1038,7 @@ var layerMutations = func() (list []mutation) {
 	})
 	return append(list, mutation{"layers", "the evil image instead", ambiguous, func(w *wording, pick pick) bool {
 		n := pick.one(w.tagged())
-		n.set("digest", digestOf(w.evil))
-		n.set("size", sizeOf(w.evil))
+		n.replace(w.evil)
 		n.set("mediaType", w.evil.body.get("mediaType").clone())
 		return true
 	}})
@@ -1062,8 +1075,7 @@ var platformMutations = func() (list []mutation) {
 			p := paperOf(w.evil.body.clone())
 			d := evilRow(w)
 			d.remove("annotations")
-			d.set("digest", digestOf(p))
-			d.set("size", sizeOf(p))
+			d.replace(p)
 			disguise(w, d, p.body)
 			w.beside(pick, d)
 			return true
@@ -1144,9 +1156,7 @@ func (w *wording) wrap(n *node, mediaType string) {
 	p := paperOf(object("schemaVersion", "2", "mediaType", stringOf(mediaType), "manifests", array(child)))
 	n.remove("platform")
 	n.set("mediaType", stringOf(mediaType))
-	n.set("digest", digestOf(p))
-	n.set("size", sizeOf(p))
-	n.remove("data")
+	n.replace(p)
 	n.remove("artifactType")
 }
 
@@ -1156,6 +1166,9 @@ var nestings = []mutation{
 		return true
 	}),
 	at(descriptorPlaces[0], "nesting", "three indexes around it", harmless, func(w *wording, n *node, pick pick) bool {
+		if indexes, _ := w.docs(); len(indexes) > 3 { // 8 are the limit
+			return false
+		}
 		for range 3 {
 			w.wrap(n, v1.MediaTypeImageIndex)
 		}

@@ -2,7 +2,6 @@ package faults
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,7 +19,6 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"pgregory.net/rapid"
 
 	"irfs/layout/sample"
@@ -140,18 +139,24 @@ type trial struct {
 
 	registry string // a directory with app in it
 	word     string // of irfs
+	said     string // what it says beside the word
 	remove   func()
 }
 
 func newTrial(b base) *trial { return &trial{wording: worded(b.files, b.evil), base: b} }
 
-// mutate does a mutation, and reports whether there was a place for it.
-func (r *trial) mutate(m mutation, pick pick) bool {
-	if !m.do(r.wording, pick) {
-		return false
-	}
-	r.done = append(r.done, m)
-	return true
+// mutate does a mutation, and reports whether there was a place for it. One that finds the ruins of those before it breaks off halfway, and
+// then nothing is known of the outcome.
+func (r *trial) mutate(m mutation, pick pick) (done bool) {
+	defer func() {
+		if _, broken := recover().(runtime.Error); broken {
+			m.name, m.mark, done = m.name+", in part", debatable, true
+		}
+		if done {
+			r.done = append(r.done, m)
+		}
+	}()
+	return m.do(r.wording, pick)
 }
 
 // judge writes the layout and asks irfs for its word.
@@ -170,7 +175,10 @@ func (c *council) judge(r *trial) error {
 	if err != nil && !errors.As(err, &exit) {
 		return err
 	}
-	r.word, _, _ = strings.Cut(strings.TrimSpace(out), "\n")
+	r.word, r.said, _ = strings.Cut(strings.TrimSpace(out), "\n")
+	if err != nil {
+		r.said += err.Error()
+	}
 	if (r.word == "verified") != (err == nil) {
 		return fmt.Errorf("irfs says %q and ends with %v", r.word, err)
 	}
@@ -226,12 +234,15 @@ func (r *trial) String() string {
 	for _, m := range r.done {
 		fmt.Fprintf(&b, "\n  %s (%s)", m, m.mark)
 	}
-	b.WriteString("\n")
+	fmt.Fprintf(&b, "\nirfs: %s\n%s\n", r.word, r.said)
 	r.wording.print(&b)
 	return b.String()
 }
 
-func (m mutation) String() string { return m.kind + ": " + m.name }
+// rapid prints draws with %#v.
+func (m mutation) String() string   { return m.kind + ": " + m.name }
+func (m mutation) GoString() string { return m.String() }
+func (b base) GoString() string     { return b.name }
 
 // alone does each mutation once by itself: on the first layout that has a place for it, and with everything on each.
 func (c *council) alone(t *testing.T) {
@@ -304,7 +315,6 @@ func (c *council) draw(t *rapid.T) *trial {
 	return r
 }
 
-// String lets rapid print a mutation by its name.
 var kinds, harmlessKinds = func() (all, some []string) {
 	for _, m := range mutations {
 		if !slices.Contains(all, m.kind) {
@@ -361,13 +371,4 @@ func (c *council) tallies() string {
 		fmt.Fprintf(&b, " %s %d (%d verified)", k, c.tally[k].tried, c.tally[k].verified)
 	}
 	return strings.TrimSpace(b.String())
-}
-
-// readManifest reads what a tool wrote of a manifest.
-func readManifest(file string) (m v1.Manifest, err error) {
-	text, err := os.ReadFile(file)
-	if err == nil {
-		err = json.Unmarshal(text, &m)
-	}
-	return m, err
 }

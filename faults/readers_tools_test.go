@@ -73,7 +73,7 @@ func (c *council) tools(t *testing.T) {
 	})
 	for _, tool := range tools {
 		t.Logf("%s took %d layouts and refused %d", tool.name, taken[tool.name], refused[tool.name])
-		if taken[tool.name] == 0 && !t.Failed() {
+		if taken[tool.name] == 0 && want >= toolCases && !t.Failed() {
 			t.Errorf("%s took none", tool.name)
 		}
 	}
@@ -185,7 +185,13 @@ func umociUnpack(r *trial, dir, _ string) (string, error) {
 
 // podmanPull pulls an image into a store of its own. Its id is the config's digest.
 func podmanPull(r *trial, dir, arch string) (string, error) {
-	store := []string{"--root", dir + "/store", "--runroot", dir + "/run", "--tmpdir", dir + "/tmp", "--storage-driver", "vfs"}
+	// Its runroot must not be longer than 50 bytes.
+	run, err := os.MkdirTemp(house.Dir, "")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(run)
+	store := []string{"--root", dir + "/store", "--runroot", run, "--tmpdir", run, "--storage-driver", "vfs"}
 	podman := func(args ...string) (string, error) { return try("podman", append(store, args...)...) }
 	id, err := podman("pull", "-q", "--arch", arch, "--os", "linux", "oci:"+r.registry+"/app:"+stable)
 	if err != nil {

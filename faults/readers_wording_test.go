@@ -33,15 +33,14 @@ type signedOne struct {
 
 // A paper is index.json or a blob.
 type paper struct {
-	body        *node             // nil for what is no document: a config, a layer
-	data        []byte            // what the blob holds, without a body
-	tar         []byte            // of a layer, what it unpacks to
-	head, tail  string            // before and behind the body
-	space       string            // between the tokens of the body
-	absent      bool              // its blob is not written
-	alphabet    *base64.Encoding  // of inline data that stands for it; nil is the standard one
-	rendered    []byte            // by write
-	annotations map[string]string // of a signed manifest, so that another one may carry them
+	body       *node            // nil for what is no document: a config, a layer
+	data       []byte           // what the blob holds, without a body
+	tar        []byte           // of a layer, what it unpacks to
+	head, tail string           // before and behind the body
+	space      string           // between the tokens of the body
+	absent     bool             // its blob is not written
+	alphabet   *base64.Encoding // of inline data that stands for it; nil is the standard one
+	rendered   []byte           // by render
 }
 
 // A node is a JSON value that keeps the order of its members, doubles among them, and the spelling of all.
@@ -89,7 +88,7 @@ func descriptorOf(mediaType string, p *paper) *node {
 	return object("mediaType", stringOf(mediaType), "digest", digestOf(p), "size", sizeOf(p))
 }
 
-// document makes a paper of a body.
+// paperOf makes a paper of a body.
 func paperOf(body *node) *paper { return &paper{body: body} }
 
 // clone copies a value. Both depend on the same papers.
@@ -106,7 +105,7 @@ func (n *node) clone() *node {
 	return &c
 }
 
-// get returns the first member of that name, or nil.
+// get returns the first member of that name, escaped or not, or nil.
 func (n *node) get(name string) *node {
 	if i := n.find(name); i >= 0 {
 		return n.members[i].value
@@ -115,7 +114,7 @@ func (n *node) get(name string) *node {
 }
 
 func (n *node) find(name string) int {
-	return slices.IndexFunc(n.members, func(m pair) bool { return m.name == name })
+	return slices.IndexFunc(n.members, func(m pair) bool { return unescaped(m.name) == name })
 }
 
 // set gives a member a value, at the end if it is new.
@@ -136,9 +135,25 @@ func (n *node) put(first bool, name string, value *node) {
 	n.members = slices.Insert(n.members, i, pair{name, value})
 }
 
+// add is put, where there is no member of that name yet, and reports that.
+func (n *node) add(first bool, name string, value *node) bool {
+	if n.find(unescaped(name)) >= 0 {
+		return false
+	}
+	n.put(first, name, value)
+	return true
+}
+
+// replace makes a descriptor one of another paper.
+func (n *node) replace(p *paper) {
+	n.set("digest", digestOf(p))
+	n.set("size", sizeOf(p))
+	n.remove("data")
+}
+
 // remove takes the members of that name out.
 func (n *node) remove(name string) {
-	n.members = slices.DeleteFunc(n.members, func(m pair) bool { return m.name == name })
+	n.members = slices.DeleteFunc(n.members, func(m pair) bool { return unescaped(m.name) == name })
 }
 
 // is returns what a string says.
