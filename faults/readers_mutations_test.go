@@ -356,14 +356,12 @@ func configMutations() (list []mutation) {
 		return true
 	})
 	add("labels, volumes and ports in any case", harmless, func(c *node, pick pick) bool {
-		c.get("config").set(pick.of("Labels", "Volumes", "ExposedPorts"), object("x", stringOf("y")))
-		if l := c.get("config").get("Labels"); l != nil {
-			l.put(true, pick.of("Architecture", "cmd", "ROOTFS"), stringOf("evil"))
-		}
-		for _, name := range []string{"Volumes", "ExposedPorts"} {
-			if c.get("config").get(name) != nil {
-				c.get("config").set(name, object("Cmd", "{}", "cmd", "{}"))
-			}
+		name := pick.of("Architecture", "cmd", "ROOTFS", "Digest")
+		switch of := pick.of("Labels", "Volumes", "ExposedPorts"); of {
+		case "Labels":
+			c.get("config").set(of, object(name, stringOf("evil")))
+		default:
+			c.get("config").set(of, object(name, "{}"))
 		}
 		return true
 	})
@@ -686,7 +684,7 @@ var descriptorMutations = func() (list []mutation) {
 		for _, l := range other.get("layers").items {
 			l.set("mediaType", stringOf(layerType(!isDockerType(l.get("mediaType").is()), compressionOf(l.get("mediaType").is()))))
 		}
-		d := descriptorOf(m.get("mediaType").is(), paperOf(other))
+		d := descriptorOf(w.evil.body.get("mediaType").is(), paperOf(other))
 		d.set("annotations", object(v1.AnnotationRefName, stringOf("other")))
 		w.addRow(pick, d)
 		return true

@@ -46,8 +46,8 @@ func allParsers() []taker {
 		{name: "Go, sizes of the last descriptor", doc: goJSON, cut: true, layer: unpackByType},
 		{name: "first double, exact names", doc: firstJSON, layer: unpackByType},
 		{name: "last double, exact names, inline data", doc: exactJSON, inline: true, lastRow: true, layer: unpackByType},
-		{name: "Python", doc: filtered(python.document), layer: python.byType},
-		{name: "Python, tarfile, by the body", doc: filtered(python.document), byBody: true, inline: true, lastRow: true, layer: python.byBytes},
+		{name: "Python", doc: filtered(pythonJSON), layer: pythonByType},
+		{name: "Python, tarfile, by the body", doc: filtered(pythonJSON), byBody: true, inline: true, lastRow: true, layer: pythonByBytes},
 		{name: "jq", doc: filtered(jq), layer: unpackByType},
 	}
 }
@@ -303,27 +303,83 @@ func filtered(program func(text []byte) ([]byte, error)) func(text []byte, into 
 	}
 }
 
-func jq(text []byte) ([]byte, error) {
-	cmd := exec.Command("jq", "-c", ".")
-	cmd.Stdin = bytes.NewReader(text)
-	out, err := cmd.Output()
-	if err == nil && bytes.Count(bytes.TrimSpace(out), []byte("\n")) > 0 {
-		out = out[:bytes.IndexByte(out, '\n')] // a script reads the first of several
-	}
-	return out, err
-}
+// A filter is a program that answers a line with a line.
+type filter struct {
+	args []string
 
-// A snake is a Python that answers one line for each line.
-type snake struct {
 	mu  sync.Mutex
 	in  io.WriteCloser
 	out *bufio.Reader
 	cmd *exec.Cmd
 }
 
-var python snake
+var (
+	pythonFilter = filter{args: []string{"python3", "-c", pythonScript}}
+	jqFilter     = filter{args: []string{"jq", "--unbuffered", "-c", "try [fromjson] catch null"}}
+)
 
-const snakeScript = `
+func (f *filter) start() error {
+	f.cmd = exec.Command(f.args[0], f.args[1:]...)
+	var err1, err2 error
+	f.in, err1 = f.cmd.StdinPipe()
+	out, err2 := f.cmd.StdoutPipe()
+	f.out = bufio.NewReaderSize(out, 1<<20)
+	return errors.Join(err1, err2, f.cmd.Start())
+}
+
+func (f *filter) stop() {
+	f.in.Close()
+	f.cmd.Wait()
+}
+
+func (f *filter) ask(line string) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, err := io.WriteString(f.in, line+"\n")
+	answer, err2 := f.out.ReadString('\n')
+	if err := errors.Join(err, err2); err != nil {
+		panic(fmt.Sprintf("%s: %v", f.args[0], err))
+	}
+	return strings.TrimSuffix(answer, "\n")
+}
+
+// jq reads a document as jq does. It comes in a string, and goes in an array.
+func jq(text []byte) ([]byte, error) {
+	line, err := stdjson.Marshal(string(text))
+	if err != nil {
+		return nil, err
+	}
+	answer := jqFilter.ask(string(line))
+	if answer == "null" {
+		return nil, errors.New("jq: no document")
+	}
+	return []byte(answer[1 : len(answer)-1]), nil
+}
+
+// python does one of the things in pythonScript.
+func python(what string, data []byte) ([]byte, error) {
+	word, text, _ := strings.Cut(pythonFilter.ask(what+" "+base64.StdEncoding.EncodeToString(data)), " ")
+	answer, err := base64.StdEncoding.DecodeString(text)
+	if err == nil && word != "ok" {
+		err = fmt.Errorf("python: %s", answer)
+	}
+	return answer, err
+}
+
+func pythonJSON(text []byte) ([]byte, error) { return python("json", text) }
+
+// pythonByType unpacks gzip by zlib, member by member, and does not mind what is behind them.
+func pythonByType(data []byte, mediaType string) ([]byte, error) {
+	if compressionOf(mediaType) == "gzip" {
+		return python("members", data)
+	}
+	return unpackByType(data, mediaType)
+}
+
+// pythonByBytes unpacks as tarfile does, which tries one format after the other.
+func pythonByBytes(data []byte, _ string) ([]byte, error) { return python("tarfile", data) }
+
+const pythonScript = `
 import base64, bz2, gzip, io, json, lzma, sys, tarfile, zlib
 def members(b):
     t = b''
@@ -339,62 +395,14 @@ def unpacked(b):
         try: return f(b)
         except Exception: pass
     raise ValueError
-does = {'json': lambda b: json.dumps(json.loads(b)).encode(), 'tarfile': unpacked, 'members': members}
+def number(s):
+    return float(s) if abs(float(s)) < 1e300 else s # what json.dumps could not write
+does = {'json': lambda b: json.dumps(json.loads(b, parse_float=number)).encode(), 'tarfile': unpacked, 'members': members}
 for line in sys.stdin:
     what, b = line.rstrip('\n').split(' ')
     try: print('ok', base64.b64encode(does[what](base64.b64decode(b))).decode(), flush=True)
     except Exception as e: print('no', base64.b64encode(repr(e).encode()).decode(), flush=True)
 `
-
-func (s *snake) start() error {
-	s.cmd = exec.Command("python3", "-c", snakeScript)
-	var err error
-	if s.in, err = s.cmd.StdinPipe(); err != nil {
-		return err
-	}
-	out, err := s.cmd.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	s.out = bufio.NewReaderSize(out, 1<<20)
-	return s.cmd.Start()
-}
-
-func (s *snake) stop() {
-	s.in.Close()
-	s.cmd.Wait()
-}
-
-func (s *snake) ask(what string, data []byte) ([]byte, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, err := fmt.Fprintf(s.in, "%s %s\n", what, base64.StdEncoding.EncodeToString(data)); err != nil {
-		panic(err)
-	}
-	line, err := s.out.ReadString('\n')
-	if err != nil {
-		panic(err)
-	}
-	word, text, _ := strings.Cut(strings.TrimSpace(line), " ")
-	answer, err := base64.StdEncoding.DecodeString(text)
-	if err == nil && word != "ok" {
-		err = fmt.Errorf("python: %s", answer)
-	}
-	return answer, err
-}
-
-func (s *snake) document(text []byte) ([]byte, error) { return s.ask("json", text) }
-
-// byType unpacks gzip by zlib, member by member, and does not mind what is behind them.
-func (s *snake) byType(data []byte, mediaType string) ([]byte, error) {
-	if compressionOf(mediaType) == "gzip" {
-		return s.ask("members", data)
-	}
-	return unpackByType(data, mediaType)
-}
-
-// byBytes unpacks as tarfile does, which tries one format after the other.
-func (s *snake) byBytes(data []byte, _ string) ([]byte, error) { return s.ask("tarfile", data) }
 
 // unpackByType unpacks as the media type says.
 func unpackByType(data []byte, mediaType string) ([]byte, error) {

@@ -33,10 +33,10 @@ import (
 // only, so that what is verified is more than nothing.
 func TestReadersAgree(t *testing.T) {
 	house.Need(t, "python3", "jq", "xz", "bzip2")
-	if err := python.start(); err != nil {
-		t.Fatal(err)
+	for _, f := range []*filter{&pythonFilter, &jqFilter} {
+		worked(t, f.start())
+		t.Cleanup(f.stop)
 	}
-	t.Cleanup(python.stop)
 	c := &council{bases: readersBases(t), parsers: allParsers(), dir: newDir(t, "readers"), tally: map[string]*tally{}}
 	t.Run("alone", c.alone)
 	t.Run("together", c.together)
