@@ -922,7 +922,7 @@ func compressionMutations() (list []mutation) {
 		return slices.Concat(skippable(evil, pick), zst(tar))
 	})
 	add("zstd, a skippable frame that is a tar before it", ambiguous, "zstd", func(tar, evil []byte, pick pick) []byte {
-		return slices.Concat(skippableTar(), zst(tar))
+		return slices.Concat(frameTar(), zst(tar))
 	})
 	add("zstd, a skippable frame within", debatable, "zstd", func(tar, evil []byte, pick pick) []byte {
 		return slices.Concat(zst(tar[:512]), skippable(evil, pick), zst(tar[512:]))
@@ -953,13 +953,13 @@ func compressionMutations() (list []mutation) {
 			return true
 		}))
 	}
-	for name, magic := range map[string]string{"gzip's": "\x1f\x8b\x08x", "zstd's": "\x28\xb5\x2f\xfdx"} {
-		list = append(list, signedTar("a signed plain tar whose first name begins with "+name+" magic", ambiguous, func() []byte { return sample.Plain(magic, "good\n").Tar }))
+	for name, magic := range map[string]string{"gzip's": "\x1f\x8b\x08", "zstd's": "\x28\xb5\x2f\xfd"} {
+		list = append(list, signedTar("a signed plain tar whose first name begins with "+name+" magic", ambiguous, func() []byte { return tarBeginning(magic, "motd", "good\n") }))
 	}
 	list = append(list,
-		signedTar("a signed plain tar whose first name begins with bzip2's magic", debatable, func() []byte { return sample.Plain("BZh91AY&SYx", "good\n").Tar }),
+		signedTar("a signed plain tar whose first name begins with bzip2's magic", debatable, func() []byte { return tarBeginning("BZh91AY&SY", "motd", "good\n") }),
 		signedTar("a signed plain tar that is a skippable frame, and a zstd frame behind it", debatable, func() []byte {
-			return slices.Concat(skippableTar(), zst(sample.Plain("motd", "EVIL\n").Tar))
+			return slices.Concat(frameTar(), zst(sample.Plain("motd", "EVIL\n").Tar))
 		}),
 	)
 	slices.SortStableFunc(list, func(a, b mutation) int { return strings.Compare(a.name, b.name) })
@@ -995,11 +995,16 @@ func skippable(content []byte, pick pick) []byte {
 	return append(binary.LittleEndian.AppendUint32(b, uint32(len(content))), content...)
 }
 
-// skippableTar is a tar file with evil in it that is also a skippable frame: its first name begins with the frame's header.
-func skippableTar() []byte {
-	b := sample.Plain("AAAAAAAAx", "", "motd", "EVIL\n").Tar
-	binary.LittleEndian.PutUint32(b, 0x184D2A50)
-	binary.LittleEndian.PutUint32(b[4:], uint32(len(b)-8))
+// frameTar is a tar file with evil in it that is also a skippable frame: its first name begins with the frame's header.
+func frameTar() []byte {
+	b := tarBeginning("AAAAAAAA", "motd", "EVIL\n")
+	return tarBeginning(string(skippable(b, func(int) int { return 0 })[:4])+string(binary.LittleEndian.AppendUint32(nil, uint32(len(b)-8))), "motd", "EVIL\n")
+}
+
+// tarBeginning is a tar file that begins with some bytes, as a part of its first name.
+func tarBeginning(begin string, files ...string) []byte {
+	b := sample.Plain(append([]string{strings.Repeat("A", len(begin)) + "x", ""}, files...)...).Tar
+	copy(b, begin)
 	copy(b[148:156], "        ")
 	sum := 0
 	for _, c := range b[:512] {

@@ -117,6 +117,9 @@ func skopeoDir(r *trial, dir, arch string) (string, error) {
 			continue
 		}
 		tar, err := unpackByBytes([]byte(text), false)
+		if strings.HasPrefix(text, "\x1f\x8b") { // there may be zeros behind it
+			tar, err = python("members", []byte(text))
+		}
 		if err != nil {
 			return fmt.Sprintf("a blob that does not unpack: %v", err), nil
 		}

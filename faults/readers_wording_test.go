@@ -50,7 +50,7 @@ type node struct {
 	members []pair
 	items   []*node
 
-	// A scalar may depend on another paper: its digest, size, or data (in base64).
+	// A scalar may depend on another paper: its digest, size (by the format in text, if there is one), or data (in base64).
 	of   *paper
 	what string
 }
@@ -198,7 +198,11 @@ func (n *node) write(b *bytes.Buffer, space string) {
 	case n.what == "digest":
 		fmt.Fprintf(b, "%q", digest.FromBytes(n.of.render()))
 	case n.what == "size":
-		fmt.Fprint(b, len(n.of.render()))
+		format := n.text
+		if format == "" {
+			format = "%d"
+		}
+		fmt.Fprintf(b, format, len(n.of.render()))
 	case n.what == "data":
 		alphabet := n.of.alphabet
 		if alphabet == nil {
