@@ -459,7 +459,7 @@ var escapes = []mutation{
 	}),
 	inAnyObject("escapes", "solidus", harmless, func(n *node, pick pick) bool {
 		v := n.get("mediaType")
-		if v == nil {
+		if v == nil || strings.Contains(v.text, `\`) {
 			return false
 		}
 		v.text = strings.Replace(v.text, "/", `\/`, 1)
