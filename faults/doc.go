@@ -8,7 +8,9 @@
 //	IRFS_FAULTS=full go test -timeout 3h ./faults
 //	IRFS_FAULTS=calls go test -run 'Kill|Errors' ./faults
 //	IRFS_SOAK=10m go test -v -timeout 20m -run Soak ./faults
+//	IRFS_READERS=2000 go test -v -run ReadersAgree ./faults
 //
-// has each do all that it can, the second attacks every system call once, and the third goes on for
-// ten minutes.
+// has each do all that it can, the second attacks every system call once, the third goes on for
+// ten minutes, and the fourth words 2000 layouts for the parsers and a tenth of that for the tools (200 and 20 by
+// default; all that it can is 5000 and 300).
 package faults
