@@ -315,6 +315,7 @@ var configObjects = []struct {
 	{"config.config", map[string]string{
 		"User": `"evil"`, "ExposedPorts": `{"6/tcp":{}}`, "Env": `["PATH=/evil"]`, "Entrypoint": `["/evil"]`, "Cmd": `["/evil"]`, "Volumes": `{"/evil":{}}`,
 		"WorkingDir": `"/evil"`, "Labels": `{"evil":"evil"}`, "StopSignal": `"SIGKILL"`, "ArgsEscaped": `true`,
+		"Memory": `1`, "MemorySwap": `1`, "CpuShares": `1`, "Healthcheck": `{"Test":["CMD","/evil"]}`,
 	}, func(c *node) *node { return c.get("config") }},
 	{"config.rootfs", map[string]string{"type": `"evil"`, "diff_ids": `["` + aSum + `"]`}, func(c *node) *node { return c.get("rootfs") }},
 	{"config.history", map[string]string{"created": `"1999-01-01T00:00:00Z"`, "created_by": `"evil"`, "author": `"evil"`, "comment": `"evil"`, "empty_layer": `true`},
@@ -1084,6 +1085,18 @@ var platformMutations = func() (list []mutation) {
 			return true
 		}})
 	}
+	// Under another tag it does not matter to the word of this one, only to that of the registry.
+	apart := func(name string, disguise func(d, body *node)) {
+		list = append(list, mutation{"platforms", "the evil image under another tag: " + name, debatable, func(w *wording, pick pick) bool {
+			p := paperOf(w.evil.body.clone())
+			d := evilRow(w)
+			d.set("annotations", object(v1.AnnotationRefName, stringOf("other")))
+			d.replace(p)
+			disguise(d, p.body)
+			w.addRow(pick, d)
+			return true
+		}})
+	}
 	layersAs := func(body *node, t string) {
 		for _, l := range body.get("layers").items {
 			l.set("mediaType", stringOf(t))
@@ -1126,6 +1139,19 @@ var platformMutations = func() (list []mutation) {
 	})
 	beside("with another config, and the artifact's type of it", ambiguous, func(w *wording, d, body *node) {
 		body.set("config", descriptorOf(v1.MediaTypeEmptyJSON, &paper{data: []byte("{}")}))
+	})
+	apart("with an artifactType", func(d, body *node) { body.set("artifactType", stringOf("application/vnd.evil")) })
+	apart("with an artifact's config type", func(d, body *node) {
+		body.get("config").set("mediaType", stringOf("application/vnd.cncf.helm.config.v1+json"))
+	})
+	apart("with an artifact's layers", func(d, body *node) { layersAs(body, "text/plain") })
+	apart("with an artifact's layers and config type", func(d, body *node) {
+		layersAs(body, "text/plain")
+		body.get("config").set("mediaType", stringOf("application/vnd.evil+json"))
+	})
+	apart("for unknown/unknown, annotated as an attestation", func(d, body *node) {
+		d.set("platform", unknownPlatform())
+		annotate(d, referenceType, "attestation-manifest")
 	})
 	return list
 }()
