@@ -236,7 +236,7 @@ func spellings(name string) []string {
 func unescaped(s string) string { return stringOf(s).is() }
 
 // mutations are all.
-var mutations = slices.Concat(nameMutations(), configMutations(), escapes, doubleMutations(), texts, numberMutations(), dataMutations(), descriptorMutations,
+var mutations = slices.Concat(nameMutations(), configMutations(), escapes, doubleMutations(), texts, brokenTexts(), numberMutations(), dataMutations(), descriptorMutations,
 	typeMutations, compressionMutations(), layerMutations, platformMutations, nestings)
 
 // at makes a mutation of one object of a place.
@@ -536,13 +536,20 @@ var texts = []mutation{
 		n.set(n.members[pick(len(n.members))].name, scalar("null"))
 		return true
 	}),
-	inAnyPaper("text", "something behind the end", ambiguous, func(p *paper, pick pick) { p.tail += pick.of("{}", "x", "\x00", ",", "]", "// x", "\x1a") }),
-	inAnyPaper("text", "something before the beginning", ambiguous, func(p *paper, pick pick) { p.head = pick.of("\ufeff", "\x00", "{}", "//\n") }),
-	inAnyPaper("text", "white space that is not JSON's", ambiguous, func(p *paper, pick pick) { p.space = pick.of("\f", "\v", "\u00a0", "/**/") }),
-	inAnyPaper("text", "a string that is not UTF-8", ambiguous, func(p *paper, pick pick) {
-		p.body.put(false, "x", scalar(pick.of("\"\xff\"", "\"\xed\xa0\x80\"", `"\ud800"`, "\"\t\"")))
-	}),
-	inAnyPaper("text", "two documents", ambiguous, func(p *paper, pick pick) { p.tail += `{"manifests":[],"layers":[]}` }),
+}
+
+// brokenTexts are documents that are not JSON, but that some program reads.
+func brokenTexts() (list []mutation) {
+	each := func(name string, do func(p *paper, s string), of ...string) {
+		for _, s := range of {
+			list = append(list, inAnyPaper("text", fmt.Sprintf("%s: %q", name, s), ambiguous, func(p *paper, _ pick) { do(p, s) }))
+		}
+	}
+	each("behind the end", func(p *paper, s string) { p.tail += s }, "{}", `{"manifests":[],"layers":[]}`, "x", "\x00", ",", "]", "// x", "\x1a")
+	each("before the beginning", func(p *paper, s string) { p.head = s }, "\ufeff", "\x00", "{}", "//\n")
+	each("between the words", func(p *paper, s string) { p.space = s }, "\f", "\v", "\u00a0", "/**/")
+	each("a string", func(p *paper, s string) { p.body.put(false, "x", scalar(s)) }, "\"\xff\"", "\"\xed\xa0\x80\"", `"\ud800"`, "\"\t\"", `'x'`)
+	return list
 }
 
 // numberMutations spell a size or a version as only some understand it.
@@ -555,13 +562,26 @@ func numberMutations() (list []mutation) {
 			return true
 		}))
 		list = append(list, at(p, "numbers", "another size", ambiguous, func(w *wording, n *node, pick pick) bool {
-			n.set("size", scalar(pick.of("0", "1", "18446744073709551616", "1e3", "-1", "9223372036854775808")))
+			n.set("size", scalar(pick.of("0", "1", "9223372036854775807")))
+			return true
+		}))
+		list = append(list, at(p, "numbers", "a size that is none", ambiguous, func(w *wording, n *node, pick pick) bool {
+			n.set("size", scalar(pick.of("18446744073709551616", "1e3", "-1", "9223372036854775808", "null", "[]")))
 			return true
 		}))
 	}
-	return append(list, inAnyPaper("numbers", "schemaVersion", ambiguous, func(p *paper, pick pick) {
-		p.body.set("schemaVersion", scalar(pick.of("2.0", `"2"`, "1", "3", "2e0", "02")))
-	}))
+	for _, text := range []string{"%d.0", "%de0", "0%d", `"%d"`, "%d00e-2"} {
+		list = append(list, at(descriptorPlaces[0], "numbers", "size as "+text, ambiguous, func(w *wording, n *node, pick pick) bool {
+			size := *n.get("size")
+			size.text = text
+			n.set("size", &size)
+			return true
+		}))
+	}
+	for _, text := range []string{"2.0", `"2"`, "1", "3", "2e0", "02"} {
+		list = append(list, inAnyPaper("numbers", "schemaVersion "+text, ambiguous, func(p *paper, _ pick) { p.body.set("schemaVersion", scalar(text)) }))
+	}
+	return list
 }
 
 // dataMutations put inline data in descriptors.
@@ -1257,6 +1277,12 @@ var nestings = []mutation{
 		w.beside(pick, d)
 		return true
 	}},
+	at(places[1], "data", "a subject of an index, with another blob", ambiguous, func(w *wording, n *node, pick pick) bool {
+		d := descriptorOf(w.evil.body.get("mediaType").is(), w.evil)
+		d.set("data", dataOf(w.evil.body.get("config").paper()))
+		n.set("subject", d)
+		return true
+	}),
 	{"nesting", "a subject, the evil image", debatable, func(w *wording, pick pick) bool {
 		anyPaper(w, pick).body.set("subject", descriptorOf(w.evil.body.get("mediaType").is(), w.evil))
 		return true
