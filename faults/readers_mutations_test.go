@@ -2,25 +2,20 @@ package faults
 
 import (
 	"bytes"
-	"compress/gzip"
 	"encoding/base64"
-	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"maps"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"sync"
 	"unicode"
 
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"irfs/layout"
-	"irfs/layout/sample"
 	"irfs/sign"
 )
 
@@ -127,6 +122,12 @@ var places = append([]place{
 	{"platform in index.json", platformNames, func(w *wording) []*node { return platformsOf(w.tagged()) }, evilPlatform},
 	{"platform in an index", platformNames, func(w *wording) []*node { return platformsOf(children(w)) }, evilPlatform},
 }, descriptorPlaces...)
+
+// Those of them that mutations name.
+var (
+	indexJSONPlace, indexPlace, manifestPlace     = places[0], places[1], places[2]
+	rowPlace, childPlace, configPlace, layerPlace = descriptorPlaces[0], descriptorPlaces[1], descriptorPlaces[2], descriptorPlaces[3]
+)
 
 func (w *wording) rows() []*node { return w.index.body.get("manifests").items }
 
@@ -236,7 +237,7 @@ func spellings(name string) []string {
 func unescaped(s string) string { return stringOf(s).is() }
 
 // mutations are all.
-var mutations = slices.Concat(nameMutations(), configMutations(), escapes, doubleMutations(), texts, numberMutations(), dataMutations(), descriptorMutations,
+var mutations = slices.Concat(nameMutations(), configMutations(), escapes, doubleMutations(), texts, brokenTexts(), numberMutations(), dataMutations(), descriptorMutations,
 	typeMutations, compressionMutations(), layerMutations, platformMutations, nestings)
 
 // at makes a mutation of one object of a place.
@@ -273,7 +274,7 @@ func nameMutations() (list []mutation) {
 		}))
 	}
 	return append(list,
-		at(places[2], "names", "Config and Layers", ambiguous, func(w *wording, n *node, pick pick) bool {
+		at(manifestPlace, "names", "Config and Layers", ambiguous, func(w *wording, n *node, pick pick) bool {
 			n.put(false, "Config", w.evil.body.get("config").clone())
 			n.put(false, pick.of("Layers", "layerſ"), w.evil.body.get("layers").clone())
 			return true
@@ -289,7 +290,7 @@ func nameMutations() (list []mutation) {
 			return a.add(pick(2) == 0, pick.of("Digest", "Org.Opencontainers.Image.Ref.Name", "MEDIATYPE", "ſize", "Annotations"), stringOf("evil"))
 		}},
 		mutation{"names", "a manifest's annotations in any case", harmless, func(w *wording, pick pick) bool {
-			m := pick.one(places[2].find(w))
+			m := pick.one(manifestPlace.find(w))
 			return m.get("annotations").add(pick(2) == 0, pick.of("Com.samsung.islet.image.signature", "Layers", "config"), stringOf("evil"))
 		}},
 	)
@@ -315,6 +316,7 @@ var configObjects = []struct {
 	{"config.config", map[string]string{
 		"User": `"evil"`, "ExposedPorts": `{"6/tcp":{}}`, "Env": `["PATH=/evil"]`, "Entrypoint": `["/evil"]`, "Cmd": `["/evil"]`, "Volumes": `{"/evil":{}}`,
 		"WorkingDir": `"/evil"`, "Labels": `{"evil":"evil"}`, "StopSignal": `"SIGKILL"`, "ArgsEscaped": `true`,
+		"Memory": `1`, "MemorySwap": `1`, "CpuShares": `1`, "Healthcheck": `{"Test":["CMD","/evil"]}`,
 	}, func(c *node) *node { return c.get("config") }},
 	{"config.rootfs", map[string]string{"type": `"evil"`, "diff_ids": `["` + aSum + `"]`}, func(c *node) *node { return c.get("rootfs") }},
 	{"config.history", map[string]string{"created": `"1999-01-01T00:00:00Z"`, "created_by": `"evil"`, "author": `"evil"`, "comment": `"evil"`, "empty_layer": `true`},
@@ -370,7 +372,7 @@ func configMutations() (list []mutation) {
 
 // editConfig changes a config and signs it again.
 func (w *wording) editConfig(pick pick, edit func(c *node, pick pick) bool) bool {
-	m := pick.one(places[2].find(w))
+	m := pick.one(manifestPlace.find(w))
 	if m == nil {
 		return false
 	}
@@ -499,7 +501,7 @@ func doubleMutations() (list []mutation) {
 			}))
 		}
 	}
-	return append(list, at(descriptorPlaces[0], "doubles", "digest twice, once with an escape", ambiguous, func(w *wording, n *node, pick pick) bool {
+	return append(list, at(rowPlace, "doubles", "digest twice, once with an escape", ambiguous, func(w *wording, n *node, pick pick) bool {
 		n.put(pick(2) == 0, pick.of(`\u0064igest`, `dige\u0073t`), digestOf(w.evil))
 		return true
 	}), mutation{"doubles", "the tag twice", ambiguous, func(w *wording, pick pick) bool {
@@ -535,13 +537,20 @@ var texts = []mutation{
 		n.set(n.members[pick(len(n.members))].name, scalar("null"))
 		return true
 	}),
-	inAnyPaper("text", "something behind the end", ambiguous, func(p *paper, pick pick) { p.tail += pick.of("{}", "x", "\x00", ",", "]", "// x", "\x1a") }),
-	inAnyPaper("text", "something before the beginning", ambiguous, func(p *paper, pick pick) { p.head = pick.of("\ufeff", "\x00", "{}", "//\n") }),
-	inAnyPaper("text", "white space that is not JSON's", ambiguous, func(p *paper, pick pick) { p.space = pick.of("\f", "\v", "\u00a0", "/**/") }),
-	inAnyPaper("text", "a string that is not UTF-8", ambiguous, func(p *paper, pick pick) {
-		p.body.put(false, "x", scalar(pick.of("\"\xff\"", "\"\xed\xa0\x80\"", `"\ud800"`, "\"\t\"")))
-	}),
-	inAnyPaper("text", "two documents", ambiguous, func(p *paper, pick pick) { p.tail += `{"manifests":[],"layers":[]}` }),
+}
+
+// brokenTexts are documents that are not JSON, but that some program reads.
+func brokenTexts() (list []mutation) {
+	each := func(name string, do func(p *paper, s string), of ...string) {
+		for _, s := range of {
+			list = append(list, inAnyPaper("text", fmt.Sprintf("%s: %q", name, s), ambiguous, func(p *paper, _ pick) { do(p, s) }))
+		}
+	}
+	each("behind the end", func(p *paper, s string) { p.tail += s }, "{}", `{"manifests":[],"layers":[]}`, "x", "\x00", ",", "]", "// x", "\x1a")
+	each("before the beginning", func(p *paper, s string) { p.head = s }, "\ufeff", "\x00", "{}", "//\n")
+	each("between the words", func(p *paper, s string) { p.space = s }, "\f", "\v", "\u00a0", "/**/")
+	each("a string", func(p *paper, s string) { p.body.put(false, "x", scalar(s)) }, "\"\xff\"", "\"\xed\xa0\x80\"", `"\ud800"`, "\"\t\"", `'x'`)
+	return list
 }
 
 // numberMutations spell a size or a version as only some understand it.
@@ -554,13 +563,26 @@ func numberMutations() (list []mutation) {
 			return true
 		}))
 		list = append(list, at(p, "numbers", "another size", ambiguous, func(w *wording, n *node, pick pick) bool {
-			n.set("size", scalar(pick.of("0", "1", "18446744073709551616", "1e3", "-1", "9223372036854775808")))
+			n.set("size", scalar(pick.of("0", "1", "9223372036854775807")))
+			return true
+		}))
+		list = append(list, at(p, "numbers", "a size that is none", ambiguous, func(w *wording, n *node, pick pick) bool {
+			n.set("size", scalar(pick.of("18446744073709551616", "1e3", "-1", "9223372036854775808", "null", "[]")))
 			return true
 		}))
 	}
-	return append(list, inAnyPaper("numbers", "schemaVersion", ambiguous, func(p *paper, pick pick) {
-		p.body.set("schemaVersion", scalar(pick.of("2.0", `"2"`, "1", "3", "2e0", "02")))
-	}))
+	for _, text := range []string{"%d.0", "%de0", "0%d", `"%d"`, "%d00e-2"} {
+		list = append(list, at(rowPlace, "numbers", "size as "+text, ambiguous, func(w *wording, n *node, pick pick) bool {
+			size := *n.get("size")
+			size.text = text
+			n.set("size", &size)
+			return true
+		}))
+	}
+	for _, text := range []string{"2.0", `"2"`, "1", "3", "2e0", "02"} {
+		list = append(list, inAnyPaper("numbers", "schemaVersion "+text, ambiguous, func(p *paper, _ pick) { p.body.set("schemaVersion", scalar(text)) }))
+	}
+	return list
 }
 
 // dataMutations put inline data in descriptors.
@@ -644,7 +666,7 @@ var descriptorMutations = func() (list []mutation) {
 			}),
 		)
 	}
-	list = append(list, at(places[2], "descriptors", "a subject that is a layer, with another size", ambiguous, func(w *wording, m *node, pick pick) bool {
+	list = append(list, at(manifestPlace, "descriptors", "a subject that is a layer, with another size", ambiguous, func(w *wording, m *node, pick pick) bool {
 		d := m.get("layers").items[0].clone()
 		size := *d.get("size")
 		size.text = "1%d"
@@ -679,7 +701,7 @@ var descriptorMutations = func() (list []mutation) {
 		slices.Reverse(indexes[pick(len(indexes))].body.get("manifests").items)
 		return true
 	}}, mutation{"descriptors", "layers under Docker's types in another image", harmless, func(w *wording, pick pick) bool {
-		m := pick.one(places[2].find(w))
+		m := pick.one(manifestPlace.find(w))
 		other := m.clone()
 		for _, l := range other.get("layers").items {
 			l.set("mediaType", stringOf(layerType(!isDockerType(l.get("mediaType").is()), compressionOf(l.get("mediaType").is()))))
@@ -730,38 +752,38 @@ func otherOf(mediaType string, pick pick) string {
 }
 
 var typeMutations = []mutation{
-	at(descriptorPlaces[0], "types", "not that of the document", ambiguous, func(w *wording, n *node, pick pick) bool {
+	at(rowPlace, "types", "not that of the document", ambiguous, func(w *wording, n *node, pick pick) bool {
 		n.set("mediaType", stringOf(otherOf(n.get("mediaType").is(), pick)))
 		return n.paper().body.get("mediaType") != nil
 	}),
-	at(descriptorPlaces[1], "types", "not that of the document", ambiguous, func(w *wording, n *node, pick pick) bool {
+	at(childPlace, "types", "not that of the document", ambiguous, func(w *wording, n *node, pick pick) bool {
 		n.set("mediaType", stringOf(otherOf(n.get("mediaType").is(), pick)))
 		return n.paper().body.get("mediaType") != nil
 	}),
-	at(places[2], "types", "a manifest that gives none", harmless, func(w *wording, m *node, pick pick) bool {
+	at(manifestPlace, "types", "a manifest that gives none", harmless, func(w *wording, m *node, pick pick) bool {
 		m.remove("mediaType")
 		return true
 	}),
-	at(descriptorPlaces[0], "types", "Docker's for OCI's, or OCI's for Docker's, in document and descriptor", debatable, func(w *wording, n *node, pick pick) bool {
+	at(rowPlace, "types", "Docker's for OCI's, or OCI's for Docker's, in document and descriptor", debatable, func(w *wording, n *node, pick pick) bool {
 		t := stringOf(twinTypes[n.get("mediaType").is()])
 		n.set("mediaType", t)
 		n.paper().body.set("mediaType", t.clone())
 		return true
 	}),
-	at(descriptorPlaces[2], "types", "Docker's for OCI's, or OCI's for Docker's", harmless, func(w *wording, n *node, pick pick) bool {
+	at(configPlace, "types", "Docker's for OCI's, or OCI's for Docker's", harmless, func(w *wording, n *node, pick pick) bool {
 		n.set("mediaType", stringOf(twinTypes[n.get("mediaType").is()]))
 		return true
 	}),
-	at(descriptorPlaces[2], "types", "one of no image", debatable, func(w *wording, n *node, pick pick) bool {
+	at(configPlace, "types", "one of no image", debatable, func(w *wording, n *node, pick pick) bool {
 		n.set("mediaType", stringOf(pick.of("text/plain", "application/vnd.cncf.helm.config.v1+json", v1.MediaTypeEmptyJSON, strings.ToUpper(v1.MediaTypeImageConfig))))
 		return true
 	}),
-	at(descriptorPlaces[3], "types", "Docker's for OCI's, or OCI's for Docker's", harmless, func(w *wording, n *node, pick pick) bool {
+	at(layerPlace, "types", "Docker's for OCI's, or OCI's for Docker's", harmless, func(w *wording, n *node, pick pick) bool {
 		t := n.get("mediaType").is()
 		n.set("mediaType", stringOf(layerType(!isDockerType(t), compressionOf(t))))
 		return true
 	}),
-	at(descriptorPlaces[3], "types", "one not to be distributed", harmless, func(w *wording, n *node, pick pick) bool {
+	at(layerPlace, "types", "one not to be distributed", harmless, func(w *wording, n *node, pick pick) bool {
 		t := n.get("mediaType").is()
 		if isDockerType(t) {
 			if compressionOf(t) != "gzip" {
@@ -773,12 +795,12 @@ var typeMutations = []mutation{
 		}
 		return true
 	}),
-	at(descriptorPlaces[3], "types", "one of no layer", debatable, func(w *wording, n *node, pick pick) bool {
+	at(layerPlace, "types", "one of no layer", debatable, func(w *wording, n *node, pick pick) bool {
 		t := n.get("mediaType").is()
 		n.set("mediaType", stringOf(pick.of("text/plain", "application/vnd.in-toto+json", strings.ToUpper(t), t+";x=y", "application/gzip")))
 		return true
 	}),
-	at(descriptorPlaces[3], "types", "encrypted", debatable, func(w *wording, n *node, pick pick) bool {
+	at(layerPlace, "types", "encrypted", debatable, func(w *wording, n *node, pick pick) bool {
 		n.set("mediaType", stringOf(n.get("mediaType").is()+"+encrypted"))
 		return true
 	}),
@@ -794,16 +816,16 @@ var typeMutations = []mutation{
 		}
 		return true
 	}},
-	at(places[2], "types", "a manifest with manifests", ambiguous, func(w *wording, m *node, pick pick) bool {
+	at(manifestPlace, "types", "a manifest with manifests", ambiguous, func(w *wording, m *node, pick pick) bool {
 		m.put(pick(2) == 0, "manifests", array(evilRow(w)))
 		return true
 	}),
-	at(places[1], "types", "an index with a config and layers", ambiguous, func(w *wording, n *node, pick pick) bool {
+	at(indexPlace, "types", "an index with a config and layers", ambiguous, func(w *wording, n *node, pick pick) bool {
 		n.put(pick(2) == 0, "layers", w.evil.body.get("layers").clone())
 		n.put(pick(2) == 0, "config", w.evil.body.get("config").clone())
 		return true
 	}),
-	at(places[0], "types", "index.json with layers", ambiguous, func(w *wording, n *node, pick pick) bool {
+	at(indexJSONPlace, "types", "index.json with layers", ambiguous, func(w *wording, n *node, pick pick) bool {
 		n.put(pick(2) == 0, pick.of("layers", "config", "fsLayers"), w.evil.body.get("layers").clone())
 		return true
 	}),
@@ -816,7 +838,7 @@ var typeMutations = []mutation{
 		return true
 	}},
 	{"types", "an index by the name of a manifest", ambiguous, func(w *wording, pick pick) bool {
-		n := pick.one(places[1].find(w))
+		n := pick.one(indexPlace.find(w))
 		if n == nil {
 			return false
 		}
@@ -824,228 +846,6 @@ var typeMutations = []mutation{
 		return true
 	}},
 }
-
-// packed compresses a tar file, and remembers the result.
-func packed(compression string, tar []byte) []byte {
-	k := compression + ":" + string(tar)
-	packedMu.Lock()
-	defer packedMu.Unlock()
-	if b, ok := packedBlobs[k]; ok {
-		return b
-	}
-	b := sample.Layer{Compression: compression, Tar: tar}.Blob()
-	switch compression {
-	case "xz", "bzip2":
-		cmd := exec.Command(compression, "-c")
-		cmd.Stdin = bytes.NewReader(tar)
-		var err error
-		if b, err = cmd.Output(); err != nil {
-			panic(err)
-		}
-	}
-	packedBlobs[k] = b
-	return b
-}
-
-var (
-	packedMu    sync.Mutex
-	packedBlobs = map[string][]byte{}
-)
-
-// relayer gives a layer another blob, of a compression by its media type.
-func (w *wording) relayer(n *node, blob []byte, compression string) {
-	n.set("mediaType", stringOf(layerType(isDockerType(n.get("mediaType").is()), compression)))
-	p := &paper{data: blob, tar: n.paper().tar}
-	n.replace(p)
-}
-
-// compressionMutations pack the same tar file in other ways, under right and wrong media types.
-func compressionMutations() (list []mutation) {
-	add := func(name string, m mark, compression string, pack func(tar, evil []byte, pick pick) []byte) {
-		list = append(list, at(descriptorPlaces[3], "compression", name, m, func(w *wording, n *node, pick pick) bool {
-			p := n.paper()
-			if p.tar == nil {
-				return false
-			}
-			w.relayer(n, pack(p.tar, w.evil.body.get("layers").items[0].paper().tar, pick), compression)
-			return true
-		}))
-	}
-	for _, as := range []string{"", "gzip", "zstd"} {
-		for _, by := range []string{"", "gzip", "zstd", "xz", "bzip2"} {
-			m := ambiguous
-			if as == by {
-				m = harmless
-			}
-			add(fmt.Sprintf("packed by %q, typed as %q", by, as), m, as, func(tar, _ []byte, _ pick) []byte { return packed(by, tar) })
-		}
-	}
-	zip := func(b []byte) []byte { return packed("gzip", b) }
-	zst := func(b []byte) []byte { return packed("zstd", b) }
-	add("gzip in two members", harmless, "gzip", func(tar, _ []byte, pick pick) []byte {
-		i := 1 + pick(len(tar)-1)
-		return slices.Concat(zip(tar[:i]), zip(tar[i:]))
-	})
-	add("gzip, zeros behind it", harmless, "gzip", func(tar, _ []byte, pick pick) []byte {
-		return slices.Concat(zip(tar), make([]byte, 1+pick(1024)))
-	})
-	add("gzip with a name and a comment", harmless, "gzip", func(tar, _ []byte, pick pick) []byte {
-		var b bytes.Buffer
-		z := gzip.NewWriter(&b)
-		z.Name, z.Comment, z.Extra = "evil", "evil", []byte("ab\x02\x00cd")
-		z.Write(tar)
-		z.Close()
-		return b.Bytes()
-	})
-	add("gzip, an empty member behind it", debatable, "gzip", func(tar, _ []byte, pick pick) []byte { return slices.Concat(zip(tar), zip(nil)) })
-	add("gzip, something behind it", ambiguous, "gzip", func(tar, _ []byte, pick pick) []byte {
-		return append(slices.Clone(zip(tar)), pick.of("x", "\x1f", "\x00x", "\x28\xb5\x2f\xfd", "\x00\x00\x1f\x8b", "\n")...)
-	})
-	add("gzip, zeros and the evil tar behind it", ambiguous, "gzip", func(tar, evil []byte, pick pick) []byte {
-		return slices.Concat(zip(tar), make([]byte, 1+pick(512)), zip(evil))
-	})
-	add("gzip, something and the evil tar behind it", ambiguous, "gzip", func(tar, evil []byte, pick pick) []byte {
-		return slices.Concat(zip(tar), []byte("x"), zip(evil))
-	})
-	add("gzip, the evil tar behind it", ambiguous, "gzip", func(tar, evil []byte, pick pick) []byte { return slices.Concat(zip(tar), zip(evil)) })
-	add("gzip, its end cut off", ambiguous, "gzip", func(tar, _ []byte, pick pick) []byte { b := zip(tar); return b[:len(b)-1-pick(8)] })
-	add("gzip with a wrong checksum", ambiguous, "gzip", func(tar, _ []byte, pick pick) []byte {
-		b := slices.Clone(zip(tar))
-		b[len(b)-8] ^= 1
-		return b
-	})
-	add("zstd in two frames", harmless, "zstd", func(tar, _ []byte, pick pick) []byte {
-		i := 1 + pick(len(tar)-1)
-		return slices.Concat(zst(tar[:i]), zst(tar[i:]))
-	})
-	add("zstd, a skippable frame before it", ambiguous, "zstd", func(tar, evil []byte, pick pick) []byte {
-		return slices.Concat(skippable(evil, pick), zst(tar))
-	})
-	add("zstd, a skippable frame that is a tar before it", ambiguous, "zstd", func(tar, evil []byte, pick pick) []byte {
-		return slices.Concat(frameTar(), zst(tar))
-	})
-	add("zstd, a skippable frame within", debatable, "zstd", func(tar, evil []byte, pick pick) []byte {
-		return slices.Concat(zst(tar[:512]), skippable(evil, pick), zst(tar[512:]))
-	})
-	add("zstd, a skippable frame behind it", debatable, "zstd", func(tar, evil []byte, pick pick) []byte {
-		return slices.Concat(zst(tar), skippable(evil, pick))
-	})
-	add("zstd, something behind it", ambiguous, "zstd", func(tar, _ []byte, pick pick) []byte {
-		return append(slices.Clone(zst(tar)), pick.of("x", "\x00", "\x1f\x8b")...)
-	})
-	add("zstd, the evil tar behind it", ambiguous, "zstd", func(tar, evil []byte, pick pick) []byte { return slices.Concat(zst(tar), zst(evil)) })
-	add("zstd without a size", harmless, "zstd", func(tar, _ []byte, pick pick) []byte {
-		var b bytes.Buffer
-		z, _ := zstd.NewWriter(&b, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithSingleSegment(false))
-		z.Write(tar)
-		z.Close()
-		return b.Bytes()
-	})
-	add("a plain tar, zeros behind it", ambiguous, "", func(tar, _ []byte, pick pick) []byte { return append(slices.Clone(tar), make([]byte, 512)...) })
-	add("a plain tar, the evil one behind it", ambiguous, "", func(tar, evil []byte, pick pick) []byte { return slices.Concat(tar, evil) })
-	for _, table := range []string{"containerd.io/snapshot/stargz/toc.digest", "io.github.containers.zstd-chunked.manifest-checksum"} {
-		list = append(list, at(descriptorPlaces[3], "compression", "a table of contents that is not there: "+table, ambiguous, func(w *wording, n *node, pick pick) bool {
-			a := object(table, stringOf(aSum))
-			if strings.Contains(table, "zstd") {
-				a.set("io.github.containers.zstd-chunked.manifest-position", stringOf("10:20:30:1"))
-			}
-			n.set("annotations", a)
-			return true
-		}))
-	}
-	for name, magic := range map[string]string{"gzip's": "\x1f\x8b\x08", "zstd's": "\x28\xb5\x2f\xfd"} {
-		list = append(list, signedTar("a signed plain tar whose first name begins with "+name+" magic", ambiguous, func() []byte { return tarBeginning(magic, "motd", "good\n") }))
-	}
-	list = append(list,
-		signedTar("a signed plain tar whose first name begins with bzip2's magic", debatable, func() []byte { return tarBeginning("BZh91AY&SY", "motd", "good\n") }),
-		signedTar("a signed plain tar that is a skippable frame, and a zstd frame behind it", debatable, func() []byte {
-			return slices.Concat(frameTar(), zst(sample.Plain("motd", "EVIL\n").Tar))
-		}),
-	)
-	slices.SortStableFunc(list, func(a, b mutation) int { return strings.Compare(a.name, b.name) })
-	return list
-}
-
-// signedTar is an image whose vendor signed an odd tar file as its first layer.
-func signedTar(name string, m mark, tar func() []byte) mutation {
-	return at(places[2], "compression", name, m, func(w *wording, n *node, pick pick) bool {
-		tars := [][]byte{tar()}
-		layers := n.get("layers").items
-		for _, l := range layers[1:] {
-			tars = append(tars, l.paper().tar)
-		}
-		config := readNode(n.get("config").paper().data)
-		diffs := array()
-		for _, t := range tars {
-			diffs.items = append(diffs.items, stringOf(digest.FromBytes(t).String()))
-		}
-		config.get("rootfs").set("diff_ids", diffs)
-		var b bytes.Buffer
-		config.write(&b, "")
-		w.resign(n, b.Bytes(), tars)
-		w.relayer(layers[0], tars[0], "")
-		layers[0].paper().tar = tars[0]
-		return true
-	})
-}
-
-// skippable is a zstd frame that decompresses to nothing (RFC 8878, 3.1.2).
-func skippable(content []byte, pick pick) []byte {
-	b := binary.LittleEndian.AppendUint32(nil, uint32(0x184D2A50+pick(16)))
-	return append(binary.LittleEndian.AppendUint32(b, uint32(len(content))), content...)
-}
-
-// frameTar is a tar file with evil in it that is also a skippable frame: its first name begins with the frame's header.
-func frameTar() []byte {
-	b := tarBeginning("AAAAAAAA", "motd", "EVIL\n")
-	return tarBeginning(string(skippable(b, func(int) int { return 0 })[:4])+string(binary.LittleEndian.AppendUint32(nil, uint32(len(b)-8))), "motd", "EVIL\n")
-}
-
-// tarBeginning is a tar file that begins with some bytes, as a part of its first name.
-func tarBeginning(begin string, files ...string) []byte {
-	b := sample.Plain(append([]string{strings.Repeat("A", len(begin)) + "x", ""}, files...)...).Tar
-	copy(b, begin)
-	copy(b[148:156], "        ")
-	sum := 0
-	for _, c := range b[:512] {
-		sum += int(c)
-	}
-	copy(b[148:156], fmt.Sprintf("%06o\x00 ", sum))
-	return b
-}
-
-var layerMutations = func() (list []mutation) {
-	add := func(name string, change func(w *wording, m, layers *node, pick pick)) {
-		list = append(list, at(places[2], "layers", name, ambiguous, func(w *wording, m *node, pick pick) bool {
-			change(w, m, m.get("layers"), pick)
-			return true
-		}))
-	}
-	evil := func(w *wording) []*node { return w.evil.body.get("layers").clone().items }
-	add("one less", func(w *wording, m, l *node, pick pick) {
-		i := pick(len(l.items))
-		l.items = slices.Delete(l.items, i, i+1)
-	})
-	add("one twice", func(w *wording, m, l *node, pick pick) {
-		l.items = append(l.items, l.items[pick(len(l.items))].clone())
-	})
-	add("in another order", func(w *wording, m, l *node, pick pick) { slices.Reverse(l.items) })
-	add("one of the evil image's for one", func(w *wording, m, l *node, pick pick) { i := pick(len(l.items)); l.items[i] = evil(w)[i] })
-	add("the evil image's", func(w *wording, m, l *node, pick pick) { l.items = evil(w) })
-	add("the evil image's behind", func(w *wording, m, l *node, pick pick) { l.items = append(l.items, evil(w)[pick(2)]) })
-	add("the evil image's before", func(w *wording, m, l *node, pick pick) { l.items = append(evil(w)[:1], l.items...) })
-	add("the evil image's config", func(w *wording, m, l *node, pick pick) { m.set("config", w.evil.body.get("config").clone()) })
-	add("the evil image under the signature", func(w *wording, m, l *node, pick pick) {
-		m.set("config", w.evil.body.get("config").clone())
-		l.items = evil(w)
-	})
-	return append(list, mutation{"layers", "the evil image instead", ambiguous, func(w *wording, pick pick) bool {
-		n := pick.one(w.tagged())
-		n.replace(w.evil)
-		n.set("mediaType", w.evil.body.get("mediaType").clone())
-		return true
-	}})
-}()
 
 const (
 	inToto        = "application/vnd.in-toto+json"
@@ -1081,6 +881,18 @@ var platformMutations = func() (list []mutation) {
 			d.replace(p)
 			disguise(w, d, p.body)
 			w.beside(pick, d)
+			return true
+		}})
+	}
+	// Under another tag it does not matter to the word of this one, only to that of the registry.
+	apart := func(name string, disguise func(d, body *node)) {
+		list = append(list, mutation{"platforms", "the evil image under another tag: " + name, debatable, func(w *wording, pick pick) bool {
+			p := paperOf(w.evil.body.clone())
+			d := evilRow(w)
+			d.set("annotations", object(v1.AnnotationRefName, stringOf("other")))
+			d.replace(p)
+			disguise(d, p.body)
+			w.addRow(pick, d)
 			return true
 		}})
 	}
@@ -1127,6 +939,19 @@ var platformMutations = func() (list []mutation) {
 	beside("with another config, and the artifact's type of it", ambiguous, func(w *wording, d, body *node) {
 		body.set("config", descriptorOf(v1.MediaTypeEmptyJSON, &paper{data: []byte("{}")}))
 	})
+	apart("with an artifactType", func(d, body *node) { body.set("artifactType", stringOf("application/vnd.evil")) })
+	apart("with an artifact's config type", func(d, body *node) {
+		body.get("config").set("mediaType", stringOf("application/vnd.cncf.helm.config.v1+json"))
+	})
+	apart("with an artifact's layers", func(d, body *node) { layersAs(body, "text/plain") })
+	apart("with an artifact's layers and config type", func(d, body *node) {
+		layersAs(body, "text/plain")
+		body.get("config").set("mediaType", stringOf("application/vnd.evil+json"))
+	})
+	apart("for unknown/unknown, annotated as an attestation", func(d, body *node) {
+		d.set("platform", unknownPlatform())
+		annotate(d, referenceType, "attestation-manifest")
+	})
 	return list
 }()
 
@@ -1164,11 +989,11 @@ func (w *wording) wrap(n *node, mediaType string) {
 }
 
 var nestings = []mutation{
-	at(descriptorPlaces[0], "nesting", "an index around it", harmless, func(w *wording, n *node, pick pick) bool {
+	at(rowPlace, "nesting", "an index around it", harmless, func(w *wording, n *node, pick pick) bool {
 		w.wrap(n, v1.MediaTypeImageIndex)
 		return true
 	}),
-	at(descriptorPlaces[0], "nesting", "three indexes around it", harmless, func(w *wording, n *node, pick pick) bool {
+	at(rowPlace, "nesting", "three indexes around it", harmless, func(w *wording, n *node, pick pick) bool {
 		if indexes, _ := w.docs(); len(indexes) > 3 { // 8 are the limit
 			return false
 		}
@@ -1177,11 +1002,11 @@ var nestings = []mutation{
 		}
 		return true
 	}),
-	at(descriptorPlaces[0], "nesting", "a Docker manifest list around it", debatable, func(w *wording, n *node, pick pick) bool {
+	at(rowPlace, "nesting", "a Docker manifest list around it", debatable, func(w *wording, n *node, pick pick) bool {
 		w.wrap(n, layout.MediaTypeDockerList)
 		return true
 	}),
-	at(descriptorPlaces[1], "nesting", "an index around a child", harmless, func(w *wording, n *node, pick pick) bool {
+	at(childPlace, "nesting", "an index around a child", harmless, func(w *wording, n *node, pick pick) bool {
 		w.wrap(n, v1.MediaTypeImageIndex)
 		return true
 	}),
@@ -1231,11 +1056,17 @@ var nestings = []mutation{
 		w.beside(pick, d)
 		return true
 	}},
+	at(indexPlace, "data", "a subject of an index, with another blob", ambiguous, func(w *wording, n *node, pick pick) bool {
+		d := descriptorOf(w.evil.body.get("mediaType").is(), w.evil)
+		d.set("data", dataOf(w.evil.body.get("config").paper()))
+		n.set("subject", d)
+		return true
+	}),
 	{"nesting", "a subject, the evil image", debatable, func(w *wording, pick pick) bool {
 		anyPaper(w, pick).body.set("subject", descriptorOf(w.evil.body.get("mediaType").is(), w.evil))
 		return true
 	}},
-	at(descriptorPlaces[0], "nesting", "the tag in a second row, the evil image's", debatable, func(w *wording, n *node, pick pick) bool {
+	at(rowPlace, "nesting", "the tag in a second row, the evil image's", debatable, func(w *wording, n *node, pick pick) bool {
 		d := evilRow(w)
 		n.remove("annotations")
 		w.addRow(pick, d)

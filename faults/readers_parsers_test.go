@@ -67,7 +67,8 @@ type reading struct {
 	seen  int
 }
 
-// images returns the images that a tag leads to: a runtime may ask for each of an index's. What cannot be read of it is left out.
+// images returns the images that a tag leads to, or everything with "": a runtime may ask for each of an index's. What cannot be read
+// of it is left out.
 func (p taker) images(files sample.Files, tag string) ([]got, error) {
 	r := &reading{p, files, map[digest.Digest]int64{}, 0}
 	var index v1.Index
@@ -76,6 +77,9 @@ func (p taker) images(files sample.Files, tag string) ([]got, error) {
 	}
 	if p.cut {
 		r.note(index.Manifests)
+	}
+	if tag == "" {
+		return r.children(index.Manifests, 0)
 	}
 	list := slices.DeleteFunc(index.Manifests, func(d v1.Descriptor) bool { return d.Annotations[v1.AnnotationRefName] != tag })
 	if len(list) == 0 {
@@ -142,10 +146,14 @@ func (r *reading) below(d v1.Descriptor, depth int) ([]got, error) {
 	if err := r.doc(text, &index); err != nil {
 		return nil, err
 	}
+	return r.children(index.Manifests, depth+1)
+}
+
+func (r *reading) children(list []v1.Descriptor, depth int) ([]got, error) {
 	var all []got
-	for _, d := range index.Manifests {
+	for _, d := range list {
 		// What cannot be read is not run.
-		if images, err := r.below(d, depth+1); err == nil {
+		if images, err := r.below(d, depth); err == nil {
 			all = append(all, images...)
 		}
 	}
@@ -172,8 +180,8 @@ func (r *reading) image(text []byte) (g got, err error) {
 	if err != nil {
 		return g, err
 	}
-	if len(m.Layers) == 0 {
-		return g, errors.New("no layers")
+	if len(m.Layers) == 0 || len(image.RootFS.DiffIDs) == 0 {
+		return g, errors.New("no layers, or none that a runtime could unpack")
 	}
 	for _, l := range m.Layers {
 		data, err := r.blob(l)

@@ -27,7 +27,7 @@ import (
 // TestReadersAgree words signed layouts in every way that no signature covers, and asks irfs for its word. If that is verified, in
 // full, each reader that takes the layout must get the signed image: its config, read as everybody reads it, and its files. The
 // readers are parsers (encoding/json, one that takes the first of two members, Python, jq; layers by their media type and by
-// their first bytes) and tools (skopeo, umoci, podman).
+// their first bytes) and tools (skopeo, umoci, podman). If irfs status --full --check passes, the same holds of everything in the layout.
 //
 // First each mutation is done alone, once; then some together, as rapid draws them. A third of the drawn cases have harmless mutations
 // only, so that what is verified is more than nothing.
@@ -140,6 +140,7 @@ type trial struct {
 	registry string // a directory with app in it
 	word     string // of irfs
 	said     string // what it says beside the word
+	passes   bool   // by irfs status --full --check: nothing in the registry is amiss
 	remove   func()
 }
 
@@ -182,6 +183,8 @@ func (c *council) judge(r *trial) error {
 	if (r.word == "verified") != (err == nil) {
 		return fmt.Errorf("irfs says %q and ends with %v", r.word, err)
 	}
+	_, err = try("irfs", "status", "--full", "--check", "-r", r.registry, "-c", key("root-ca.pub"))
+	r.passes = err == nil
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, m := range r.done {
@@ -196,18 +199,20 @@ func (c *council) judge(r *trial) error {
 	return nil
 }
 
-// hear asks each parser, and returns what one of them said against the word.
+// hear asks each parser, and returns what one of them says against irfs.
 func (c *council) hear(r *trial) string {
-	if r.word != "verified" {
-		return ""
-	}
 	for _, p := range c.parsers {
-		images, err := p.images(r.files, stable)
-		if err != nil {
-			continue // it does not take the layout
+		if r.word == "verified" {
+			images, err := p.images(r.files, stable)
+			if why := r.disagrees(images); why != "" && err == nil { // else it does not take the layout
+				return fmt.Sprintf("irfs says verified; %s gets %s", p.name, why)
+			}
 		}
-		if why := r.disagrees(images); why != "" {
-			return fmt.Sprintf("irfs says verified; %s gets %s", p.name, why)
+		if r.passes {
+			images, err := p.images(r.files, "")
+			if why := r.disagrees(images); why != "" && err == nil {
+				return fmt.Sprintf("irfs status --full --check finds nothing; %s gets %s", p.name, why)
+			}
 		}
 	}
 	return ""
@@ -234,7 +239,7 @@ func (r *trial) String() string {
 	for _, m := range r.done {
 		fmt.Fprintf(&b, "\n  %s (%s)", m, m.mark)
 	}
-	fmt.Fprintf(&b, "\nirfs: %s\n%s\n", r.word, r.said)
+	fmt.Fprintf(&b, "\nirfs: %s (status --check passes: %t)\n%s\n", r.word, r.passes, r.said)
 	r.wording.print(&b)
 	return b.String()
 }
