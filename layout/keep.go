@@ -233,17 +233,19 @@ func (k *keeper) refuses(fd int, attr Attr, name string) string {
 
 // whoElse says who else may write what is open as fd or put another in its place, or returns "".
 func (k *keeper) whoElse(name string, attr Attr, fd int) string {
-	dir := path.Dir(name)
-	for i := 0; i <= len(dir) && name != "."; i++ {
-		if i < len(dir) && (dir[i] != '/' || i == 0) {
-			continue
-		}
-		dir := dir[:i]
-		if at, err := lstat(k.root, dir); err != nil {
+	above := "" // of the topmost directory with which something is wrong
+	for dir := name; dir != "."; {
+		dir = path.Dir(dir)
+		at, err := lstat(k.root, dir)
+		if err != nil {
 			return fmt.Sprintf("%s: %v", dir, err)
-		} else if who := k.others(at, func() ([]aclEntry, error) { return aclBeneath(k.root, dir) }); who != "" {
-			return dir + " " + who
 		}
+		if who := k.others(at, func() ([]aclEntry, error) { return aclBeneath(k.root, dir) }); who != "" {
+			above = dir + " " + who
+		}
+	}
+	if above != "" {
+		return above
 	}
 	if who := k.others(attr, func() ([]aclEntry, error) { return aclOf(fd) }); who != "" {
 		return name + " " + who
