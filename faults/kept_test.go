@@ -333,7 +333,7 @@ func TestRemembers(t *testing.T) {
 		{"another's tmpfs that is read-only itself", "chown -R 4711 registry; mv registry r; mkdir registry; mount -t tmpfs tmpfs registry; mv r/app registry; mount -o remount,ro registry", "", "yes"},
 		{"another's tmpfs that is mounted read-only here", "chown -R 4711 registry; mv registry r; mkdir registry; mount -t tmpfs -o mode=755 tmpfs registry; mv r/app registry; mount -o bind,remount,ro registry", "", "no: app belongs to user 4711"},
 		{"overlayfs", "mkdir o o/up o/work o/low; mv registry/app o/low; mount -t tmpfs tmpfs o/up; mkdir o/up/up o/up/work; mount -t overlay -o lowerdir=o/low,upperdir=o/up/up,workdir=o/up/work overlay registry", "", "its file system (type 0x794c7630)"},
-		{"an app on another file system without a device", "mv registry/app a; mkdir registry/app; mount -t tmpfs -o mode=755 tmpfs registry/app; cp -r a/. registry/app", "", ": on another file system than the registry"},
+		{"an app on another file system without a device", "mv registry/app a; mkdir registry/app; mount -t tmpfs -o mode=755 tmpfs registry/app; cp -r a/. registry/app", "", " is on another file system than the registry"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

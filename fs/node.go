@@ -265,6 +265,8 @@ type fileNode struct {
 	gofs.Inode
 	shown
 	basis atomic.Pointer[basis] // by which it was looked up or opened last
+
+	unproven atomic.Bool // there may be pages of it from when its times proved nothing
 }
 
 var (
@@ -286,7 +288,7 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uin
 	pid := pidOf(ctx)
 	refused := n.m.stale.take(pid, n.path)
 	if d, ok := n.parent.(*imageDir); ok && d.holds(n.basis.Load()) {
-		return n.m.open(n.item, true)
+		return n.open(n.item)
 	}
 	now, err := lookup(ctx, n.parent, n.name)
 	if err == nil && now.settle != nil {
@@ -299,7 +301,7 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uin
 	}
 	if err == nil && now.same(n.item) {
 		n.basis.Store(now.basis)
-		return n.m.open(now, true)
+		return n.open(now)
 	}
 	switch {
 	case !refused:
@@ -309,6 +311,18 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uin
 		return nil, 0, syscall.ENOENT
 	}
 	return n.m.open(now, false)
+}
+
+// open opens what the inode stands for. The first open at which a file's times prove something drops the pages from before: they may be of bytes
+// that came and went with no time.
+func (n *fileNode) open(now *Item) (gofs.FileHandle, uint32, syscall.Errno) {
+	h, flags, errno := n.m.open(now, true)
+	if b, ok := h.(*blobHandle); ok && !b.blob.Proven {
+		n.unproven.Store(true)
+	} else if ok && n.unproven.Swap(false) {
+		flags &^= fuse.FOPEN_KEEP_CACHE
+	}
+	return h, flags, errno
 }
 
 // lookup is that of a directory, which a signal that does not end the caller only begins anew.
@@ -350,7 +364,7 @@ func (m *mounted) open(now *Item, cached bool) (gofs.FileHandle, uint32, syscall
 	if blob.Attr.Stamp != now.stamp { // replaced between two calls
 		flags = fuse.FOPEN_NOFLUSH | fuse.FOPEN_DIRECT_IO
 		cached = false
-	} else if !blob.Proven() {
+	} else if !blob.Proven {
 		flags &^= fuse.FOPEN_KEEP_CACHE
 	}
 	return &blobHandle{blob, cached && m.passthrough.Load()}, flags, 0

@@ -101,7 +101,7 @@ func (a *App) stands(g ground) bool {
 func (a *App) current() *Snapshot {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.snap == nil || a.seen.racy() || !a.stands(a.ground) {
+	if a.snap == nil || !a.proves(a.seen) || !a.stands(a.ground) {
 		return nil
 	}
 	if attr, err := lstat(a.parent, a.path+"/"+indexName); err != nil || attr.Stamp != a.seen.Stamp {
@@ -158,7 +158,7 @@ const refName = v1.AnnotationRefName
 func (a *App) Snapshot() (*Snapshot, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.snap != nil && !a.seen.racy() && unmoved(a.parent, a.path+"/"+indexName, a.seen.Stamp) {
+	if a.snap != nil && a.proves(a.seen) && unmoved(a.parent, a.path+"/"+indexName, a.seen.Stamp) {
 		return a.snap, nil
 	}
 	dirfd, err := a.open()

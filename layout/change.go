@@ -473,7 +473,7 @@ func (l *locked) swapIndex(ctx context.Context, snap *Snapshot, seen sighting, f
 // unchanged says whether index.json still is what snap was read from.
 func (l *locked) unchanged(snap *Snapshot, seen sighting) (bool, error) {
 	attr, err := statBeneath(l.dirfd, indexName)
-	if err == nil && seen.racy() {
+	if err == nil && !l.app.proves(seen) {
 		var same bool
 		if same, _, _, err = l.app.sameFile(context.Background(), l.dirfd, indexName, snap.digestOfBytes(), snap.Attr.Size); err == nil {
 			return same, nil

@@ -3,7 +3,10 @@ package layout
 import (
 	"cmp"
 	"errors"
+	"io/fs"
 	"maps"
+	"slices"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -13,24 +16,40 @@ import (
 type wording struct {
 	bad     map[digest.Digest]error  // of which descriptors differ, or have inline data that are not the blob's
 	inlined map[digest.Digest][]byte // right inline data, by any descriptor
-	unread  []v1.Descriptor          // nested indexes that are not there, or damaged: what they say is not known
+	unread  []unread                 // nested indexes that are not there, damaged, or closed: what they say is not known
+	own     bool                     // whoever makes it may still change it
 }
 
-// hear takes in a descriptor; first is the first one of its digest, maybe itself.
-func (w *wording) hear(first, d v1.Descriptor) {
+// An unread is a nested index that could not be read, with what was seen of its file.
+type unread struct {
+	v1.Descriptor
+	seen sighting
+}
+
+// with returns the wording with one more descriptor; first is the first one of its digest, maybe itself. That is w itself if there is nothing new in it.
+func (w *wording) with(first, d v1.Descriptor) *wording {
 	err := cmp.Or(inlineFault(d), disagreement(first, d))
-	switch {
-	case err != nil && w.bad[d.Digest] == nil:
-		if w.bad == nil {
-			w.bad = map[digest.Digest]error{}
-		}
-		w.bad[d.Digest] = err
-	case err == nil && d.Data != nil:
-		if w.inlined == nil {
-			w.inlined = map[digest.Digest][]byte{}
-		}
-		w.inlined[d.Digest] = d.Data
+	isBad := err != nil && w.bad[d.Digest] == nil
+	isInlined := err == nil && d.Data != nil && w.inlined[d.Digest] == nil
+	if !isBad && !isInlined {
+		return w
 	}
+	now := w
+	if !w.own {
+		now = &wording{maps.Clone(w.bad), maps.Clone(w.inlined), w.unread, true}
+	}
+	if isBad {
+		if now.bad == nil {
+			now.bad = map[digest.Digest]error{}
+		}
+		now.bad[d.Digest] = err
+	} else {
+		if now.inlined == nil {
+			now.inlined = map[digest.Digest][]byte{}
+		}
+		now.inlined[d.Digest] = d.Data
+	}
+	return now
 }
 
 // disagreement returns nil if two descriptors of one digest, in the manifests of indexes, say the same of it.
@@ -59,38 +78,27 @@ func (s *Snapshot) wording() (*wording, error) {
 		return &s.said, nil
 	}
 	s.mu.Lock()
-	w := s.words
-	s.mu.Unlock()
-	if w != nil {
-		if same, err := s.stillUnread(w.unread); err != nil || same {
-			return w, err
-		}
+	defer s.mu.Unlock()
+	if s.words != nil && s.stillUnread(s.words.unread) {
+		return s.words, nil
 	}
 	r, err := s.walk(nil)
 	if err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.words = r.said
-	return r.said, nil
+	return s.words, nil
 }
 
-func (s *Snapshot) stillUnread(list []v1.Descriptor) (bool, error) {
-	if len(list) == 0 {
-		return true, nil
-	}
-	dirfd, err := s.app.open()
-	if err != nil {
-		return false, err
-	}
-	defer closeFD(dirfd)
-	for _, d := range list {
-		if _, err := s.app.readIndex(dirfd, d); !errors.Is(err, ErrCorrupt) {
-			return false, err
+// stillUnread reports whether files that could not be read surely are as they were.
+func (s *Snapshot) stillUnread(list []unread) bool {
+	for _, u := range list {
+		attr, err := lstat(s.app.parent, s.app.path+"/"+BlobPath(u.Digest))
+		if attr.Stamp != u.seen.Stamp || err == nil && !s.app.proves(u.seen) {
+			return false
 		}
 	}
-	return true, nil
+	return true
 }
 
 func (s *Snapshot) judged(e Entry) (Entry, error) {
@@ -115,6 +123,7 @@ type reached struct {
 	nodes   map[digest.Digest]*node
 	indexes map[digest.Digest]*readIndex // nil for one that could not be read
 	said    *wording                     // at that time
+	closed  error                        // why some index may not be read, or nil
 }
 
 // A node has the Err of a reading. What the wording has against it is asked for when it is used.
@@ -124,7 +133,7 @@ type node struct {
 }
 
 // walk visits what a descriptor leads to, or index.json with nil, breadth first, so that a
-// digest that is reached in several ways is visited at its least depth, once.
+// digest that is reached in several ways is visited at its least depth, once. A walk from index.json makes the wording, any other one begins with that.
 func (s *Snapshot) walk(from *v1.Descriptor) (*reached, error) {
 	said := &s.said
 	if from != nil {
@@ -139,7 +148,7 @@ func (s *Snapshot) walk(from *v1.Descriptor) (*reached, error) {
 	}
 	defer closeFD(dirfd)
 	r := &reached{nodes: map[digest.Digest]*node{}, indexes: map[digest.Digest]*readIndex{}}
-	r.said = &wording{maps.Clone(said.bad), maps.Clone(said.inlined), nil}
+	var unreadable []unread
 	var level []v1.Descriptor
 	visit := func(d v1.Descriptor, parent digest.Digest) {
 		n := r.nodes[d.Digest]
@@ -157,7 +166,7 @@ func (s *Snapshot) walk(from *v1.Descriptor) (*reached, error) {
 				level = append(level, d)
 			}
 		}
-		r.said.hear(n.Descriptor, d)
+		said = said.with(n.Descriptor, d)
 		// An index is visited once, so it can only be the last one.
 		if last := len(n.parents) - 1; parent != "" && (last < 0 || n.parents[last] != parent) {
 			n.parents = append(n.parents, parent)
@@ -182,30 +191,51 @@ func (s *Snapshot) walk(from *v1.Descriptor) (*reached, error) {
 				continue
 			}
 			ri, err := s.app.readIndex(dirfd, d)
+			r.indexes[d.Digest] = ri
 			switch {
+			case err == nil:
+				for _, child := range ri.index.Manifests {
+					visit(child, d.Digest)
+				}
+				continue
 			case errors.Is(err, ErrMissing): // a sparse index
 			case errors.Is(err, ErrCorrupt):
 				n.Err = err
-			case err != nil:
+			case errors.Is(err, fs.ErrPermission) && from == nil: // what is closed hides nothing else
+				r.closed = err
+			default:
 				return nil, err
 			}
-			r.indexes[d.Digest] = ri
-			if ri == nil {
-				r.said.unread = append(r.said.unread, d)
-				continue
-			}
-			for _, child := range ri.index.Manifests {
-				visit(child, d.Digest)
+			if from == nil {
+				at := time.Now().UnixNano()
+				attr, _ := lstat(s.app.parent, s.app.path+"/"+BlobPath(d.Digest))
+				seen := s.app.keeper.ofDir(attr, at) // for a file that is closed: when it is opened, that shows in its times
+				if errors.Is(err, ErrCorrupt) {
+					seen = s.app.sightingOf(d, attr)
+				}
+				unreadable = append(unreadable, unread{d, seen})
 			}
 		}
 	}
-	for _, d := range r.said.unread {
-		n := r.nodes[d.Digest]
-		if d.Data = r.said.inlined[d.Digest]; d.Data != nil && n.Err == nil {
-			n.Err = missing(d)
+	for d, ri := range r.indexes {
+		n := r.nodes[d]
+		inline := n.Descriptor
+		if inline.Data = said.inlined[d]; ri == nil && n.Err == nil && inline.Data != nil {
+			n.Err = missing(inline)
 		}
+	}
+	if from != nil && said.nowRead(r) {
+		return s.walk(from)
+	}
+	if r.said = said; from == nil {
+		r.said = &wording{said.bad, said.inlined, unreadable, false}
 	}
 	return r, nil
+}
+
+// nowRead reports whether a walk read an index that the wording is without.
+func (w *wording) nowRead(r *reached) bool {
+	return slices.ContainsFunc(w.unread, func(u unread) bool { return r.indexes[u.Digest] != nil })
 }
 
 // readIndex reads a nested index, or gives the last reading while its file
@@ -215,7 +245,7 @@ func (a *App) readIndex(dirfd int, d v1.Descriptor) (*readIndex, error) {
 	a.mu.Lock()
 	old := a.indexes[key]
 	a.mu.Unlock()
-	if old != nil && !old.seen.racy() {
+	if old != nil && a.proves(old.seen) {
 		if attr, err := statBeneath(dirfd, BlobPath(d.Digest)); err == nil && attr.Stamp == old.seen.Stamp {
 			return old.result()
 		}
@@ -231,15 +261,36 @@ func (a *App) readIndex(dirfd int, d v1.Descriptor) (*readIndex, error) {
 		// Its bytes have the same digest, so it says the same.
 		ri.index = old.index
 	default:
-		ri.index, ri.err = ParseIndex(data, d.MediaType)
+		if ri.index, ri.err = ParseIndex(data, d.MediaType); ri.err == nil {
+			ri.err = a.checkSubject(dirfd, ri.index.Subject, nil)
+		}
+		if ri.err != nil && !errors.Is(ri.err, ErrCorrupt) {
+			return nil, ri.err
+		}
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.indexes) >= 4096 {
-		clear(a.indexes)
+	for gone := range a.indexes {
+		if len(a.indexes) < maxIndexes {
+			break
+		}
+		delete(a.indexes, gone)
 	}
 	a.indexes[key] = ri
 	return ri.result()
+}
+
+// maxIndexes is how many nested indexes of an app are kept.
+const maxIndexes = 4096
+
+// sightingOf is what readIndex has seen of an index that it could not read, if its file still has that status.
+func (a *App) sightingOf(d v1.Descriptor, attr Attr) sighting {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if ri := a.indexes[indexKey{d.Digest, d.MediaType, d.Size}]; ri != nil && ri.seen.Stamp == attr.Stamp {
+		return ri.seen
+	}
+	return sighting{attr.Stamp, provesNothing}
 }
 
 func (ri *readIndex) result() (*readIndex, error) {
@@ -260,9 +311,13 @@ func (s *Snapshot) all() (*reached, error) {
 	}
 	r, err := s.walk(nil)
 	if err == nil {
-		s.reached, s.words = r, r.said
+		s.words, err = r.said, r.closed
 	}
-	return r, err
+	if err != nil {
+		return nil, err
+	}
+	s.reached = r
+	return r, nil
 }
 
 // current says whether the nested indexes of a walk (all, or those given) are
@@ -279,8 +334,7 @@ func (s *Snapshot) current(r *reached, only []digest.Digest) (bool, error) {
 	same := func(d digest.Digest) bool {
 		was := r.indexes[d]
 		ri, _ := s.app.readIndex(dirfd, r.nodes[d].Descriptor)
-		// A reading that was renewed shares its parsed index with the old one.
-		return (ri == nil) == (was == nil) && (ri == nil || ri.index == was.index)
+		return (ri == nil) == (was == nil) // its bytes have the same digest, so it says the same
 	}
 	if only != nil {
 		for _, d := range only {

@@ -117,17 +117,20 @@ func (s *Snapshot) readManifest(e Entry, seen *Seen) (*Manifest, error) {
 	switch {
 	case IsIndex(e.MediaType):
 		m.own = KindIndex
-		_, err = ParseIndex(m.Bytes, e.MediaType)
+		var index *v1.Index
+		if index, err = ParseIndex(m.Bytes, e.MediaType); err == nil {
+			err = s.app.checkSubject(dirfd, index.Subject, seen)
+		}
 	case IsManifest(e.MediaType):
 		if m.Doc, err = ParseManifest(m.Bytes, e.MediaType); err == nil {
-			err = s.checkSubject(dirfd, m.Doc.Subject, seen)
+			err = s.app.checkSubject(dirfd, m.Doc.Subject, seen)
 		}
 		if err == nil {
 			m.own, err = s.kind(dirfd, m.Doc, seen)
 		}
 	default:
 		m.own = KindArtifact
-		if name := wordedAs(m.Bytes, "manifests", "layers", "fsLayers"); name != "" {
+		if name := memberLike(m.Bytes, "manifests", "layers", "fsLayers"); name != "" {
 			err = corruptf("%.100q is no media type of an image or index, and the document has %s, as these have", e.MediaType, name)
 		}
 	}
@@ -138,18 +141,22 @@ func (s *Snapshot) readManifest(e Entry, seen *Seen) (*Manifest, error) {
 	return m, nil
 }
 
-// checkSubject checks a subject's size, if that is in the layout: otherwise its descriptor would be the only one of its digest that
-// nobody ever compares with anything.
-func (s *Snapshot) checkSubject(dirfd int, d *v1.Descriptor, seen *Seen) error {
+// checkSubject compares a subject's descriptor with its blob, if that is in the layout: otherwise it would be the only descriptor of its digest
+// whose size is compared with nothing. That the blob itself is damaged is no fault of who refers to it.
+func (a *App) checkSubject(dirfd int, d *v1.Descriptor, seen *Seen) error {
 	if d == nil {
 		return nil
 	}
+	name := BlobPath(d.Digest)
 	at := time.Now().UnixNano()
-	attr, err := statBeneath(dirfd, BlobPath(d.Digest))
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) { // it need not be there
-		err = nil
-	} else if err == nil && attr.Mode.IsRegular() && attr.Size != d.Size {
-		err = corruptf("subject: %s: %d bytes, and not the %d of its descriptor", BlobPath(d.Digest), attr.Size, d.Size)
+	attr, err := statBeneath(dirfd, name)
+	if err == nil && attr.Mode.IsRegular() && attr.Size != d.Size && attr.Size <= MaxIndex {
+		var whole bool
+		if whole, err = isBlob(context.Background(), dirfd, name, d.Digest, attr.Size); whole {
+			err = corruptf("subject: %s: %d bytes, and not the %d of its descriptor", name, attr.Size, d.Size)
+		}
+	} else if err != nil {
+		err = unlessCorrupt(err)
 	}
 	seen.add(d.Digest, "", sighting{attr.Stamp, at})
 	return err
@@ -176,7 +183,7 @@ func (s *Snapshot) kind(dirfd int, m *v1.Manifest, seen *Seen) (Kind, error) {
 			return KindImage, nil
 		case err != nil:
 			return "", err
-		case wordedAs(config, "rootfs") == "":
+		case memberLike(config, "rootfs") == "":
 			return KindArtifact, nil
 		}
 	}
@@ -190,7 +197,7 @@ func (s *Snapshot) kind(dirfd int, m *v1.Manifest, seen *Seen) (Kind, error) {
 	}
 	for _, l := range m.Layers {
 		head, err := s.head(dirfd, l.Digest, seen)
-		if errors.Is(err, ErrMissing) { // which nobody can run
+		if errors.Is(err, ErrMissing) && len(l.URLs) == 0 { // which nobody can run
 			continue
 		}
 		if errors.Is(err, ErrCorrupt) || err == nil && looksLikeLayer(head) {
@@ -386,7 +393,7 @@ func (s *Snapshot) Same(ctx context.Context, seen Seen) (Seen, bool, error) {
 		if attr.Stamp != f.Stamp {
 			return seen, false, nil
 		}
-		if f.sum == "" || !f.racy() {
+		if f.sum == "" || s.app.proves(f.sighting) {
 			continue
 		}
 		if f.sum == headOnly {
@@ -417,7 +424,7 @@ func (s *Snapshot) Unmoved(seen Seen) bool {
 	}
 	for _, f := range seen.files {
 		name := a.path + "/" + BlobPath(f.name)
-		if attr, err := lstat(a.parent, name); err != nil || attr.Stamp != f.Stamp || f.sum != "" && f.racy() {
+		if attr, err := lstat(a.parent, name); err != nil || attr.Stamp != f.Stamp || f.sum != "" && !a.proves(f.sighting) {
 			return false
 		}
 	}
@@ -482,12 +489,10 @@ func (a *App) sameFile(ctx context.Context, dirfd int, name string, d digest.Dig
 type Blob struct {
 	fd   int
 	name string
-	at   sighting
 	Attr Attr
+	// Proven is true if the stamp shows every change of the file from now on.
+	Proven bool
 }
-
-// Proven reports whether the file's stamp shows every change of it from now on.
-func (b *Blob) Proven() bool { return !b.at.racy() }
 
 // FD is the file's descriptor; it belongs to the Blob.
 func (b *Blob) FD() int { return b.fd }
@@ -513,7 +518,7 @@ func (a *App) OpenFile(name string) (*Blob, error) {
 	if err != nil {
 		return nil, notFound(name, err)
 	}
-	return &Blob{fd, name, a.watch(fd, attr, name, at).end(), attr}, nil
+	return &Blob{fd, name, attr, a.proves(a.watch(fd, attr, name, at).end())}, nil
 }
 
 // Stat tells what a file or directory of the layout is, by its path in it.

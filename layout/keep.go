@@ -28,6 +28,9 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,9 +42,48 @@ type keeper struct {
 	refused string          // why nothing at all may be remembered, or ""
 	users   map[uint32]bool // who may write: root, this process's user, and those who were named
 
+	mappingsLeaveNoTime bool // it is on tmpfs
+
 	mu     sync.Mutex
 	groups groups
 	last   refusal
+
+	// Only on tmpfs, where a store through a mapping leaves no time: what was relied on that may become otherwise with no trace in a stamp.
+	relied  atomic.Bool
+	onGroup *groupStamps
+	onFixed bool  // the file system is read-only
+	since   int64 // what was seen before this time, in nanoseconds since 1970, proves nothing any more
+}
+
+// rely notes, on tmpfs, that something was decided by who is in a group, or by the file system being read-only.
+func (k *keeper) rely(on string) {
+	if !k.mappingsLeaveNoTime {
+		return
+	}
+	now := stampGroups()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if on == "groups" && k.onGroup == nil {
+		k.onGroup = &now
+	}
+	k.onFixed = k.onFixed || on == "read-only"
+	k.relied.Store(true)
+}
+
+// proves reports whether a stamp still shows every change since that sighting.
+func (a *App) proves(s sighting) bool {
+	return !s.racy() && (a.keeper == nil || !a.keeper.relied.Load() || s.at > a.keeper.changed())
+}
+
+// changed returns since when what was relied on is as it is.
+func (k *keeper) changed() int64 {
+	groups, readOnly := stampGroups(), readOnly(k.root, ".")
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.onFixed && !readOnly || k.onGroup != nil && *k.onGroup != groups {
+		k.since, k.onGroup = time.Now().UnixNano(), &groups
+	}
+	return k.since
 }
 
 // A refusal is why a file could not be remembered.
@@ -62,11 +104,11 @@ func newKeeper(root int, dir string) (*keeper, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &keeper{root: root, dev: attr.Dev, users: map[uint32]bool{0: true, uint32(os.Geteuid()): true}}
 	st, err := statfs(root, dir)
 	if err != nil {
 		return nil, err
 	}
+	k := &keeper{root: root, dev: attr.Dev, users: map[uint32]bool{0: true, uint32(os.Geteuid()): true}, mappingsLeaveNoTime: st.Type == unix.TMPFS_MAGIC}
 	if !known(st.Type) {
 		k.refused = fmt.Sprintf("%s: its file system (type %#x) is none of those whose change times are known to be their own", dir, st.Type)
 	}
@@ -144,7 +186,7 @@ func (r *Registry) Remembers() (yes bool, why string) {
 	if a, err := r.App(last.app); err == nil {
 		if blob, err := a.OpenFile(last.name); err == nil {
 			blob.Close()
-			if !blob.Proven() {
+			if !blob.Proven {
 				k.mu.Lock()
 				defer k.mu.Unlock()
 				return false, k.last.why
@@ -175,16 +217,28 @@ func (a *App) watch(fd int, attr Attr, name string, at int64) *watch {
 		w.why = "not published"
 		return w
 	}
-	if w.why = a.keeper.refuses(fd, attr, path.Join(a.path, name)); w.why == "" && beingWritten(fd) {
-		w.why = fmt.Sprintf("%s: a program has it open for writing, or mapped, or that cannot be found out", path.Join(a.path, name))
+	if w.why = a.keeper.refuses(fd, attr, path.Join(a.path, name)); w.why == "" {
+		w.ask()
 	}
 	return w
 }
 
+// ask notes that somebody may be writing the file.
+func (w *watch) ask() {
+	switch err := leased(w.fd); {
+	case err == unix.EAGAIN:
+		w.why = path.Join(w.app.path, w.name) + " is open for writing, or mapped, by a program"
+	case err == unix.EACCES:
+		w.why = path.Join(w.app.path, w.name) + " is another user's, and without CAP_LEASE irfs cannot ask whether it is being written"
+	case err != nil:
+		w.why = fmt.Sprintf("%s: whether it is being written cannot be asked: %v", path.Join(w.app.path, w.name), err)
+	}
+}
+
 // end is called when the file was read. What it returns proves nothing if the file may not be remembered.
 func (w *watch) end() sighting {
-	if w.why == "" && beingWritten(w.fd) {
-		w.why = fmt.Sprintf("%s: a program has it open for writing, or mapped, or that cannot be found out", path.Join(w.app.path, w.name))
+	if w.why == "" {
+		w.ask()
 	}
 	if w.why != "" {
 		w.seen.at = provesNothing
@@ -202,14 +256,14 @@ func (k *keeper) note(r refusal) {
 	k.last = r
 }
 
-// beingWritten reports whether anybody has a file that is open as fd for reading open for writing, or mapped so that it can be written; or whether
-// that cannot be found out.
-func beingWritten(fd int) bool {
-	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_RDLCK); err != nil {
-		return true // EAGAIN: a writer. EACCES: another's file, and no CAP_LEASE
+// leased takes a read lease of an open file, and gives it back at once. EAGAIN: somebody has the file open for writing, or mapped so that it can be
+// written. EACCES: it is another user's.
+func leased(fd int) error {
+	_, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_RDLCK)
+	if err == nil {
+		unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_UNLCK)
 	}
-	unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_UNLCK)
-	return false
+	return err
 }
 
 // refuses returns why what is open as fd, a file or directory of the registry by that name, may not be remembered, or "".
@@ -218,20 +272,19 @@ func (k *keeper) refuses(fd int, attr Attr, name string) string {
 		return k.refused
 	}
 	if attr.Dev != k.dev {
-		// The registry's own device number is no other's while its directory is open. A number without a device behind it (major 0) may be
-		// another file system's tomorrow.
-		if st, err := statfs(fd, name); err != nil || unix.Major(attr.Dev) == 0 || !known(st.Type) {
-			return name + ": on another file system than the registry, and on none whose change times are known to be its own"
-		}
+		// A device number is no other file system's as long as this one is in use. The registry's directory is open; nothing is of
+		// what is mounted below it, and another disk may come by the same number, with the same stamps.
+		return name + " is on another file system than the registry's directory"
 	}
 	who := k.whoElse(name, attr, fd)
-	if who == "" || readOnly(fd, name) {
+	if who != "" && readOnly(fd, name) {
+		k.rely("read-only")
 		return ""
 	}
 	return who
 }
 
-// whoElse says who else may write what is open as fd or put another in its place, or returns "".
+// whoElse names an untrusted user or group who may write what is open as fd, or put another in its place; "" if there is none.
 func (k *keeper) whoElse(name string, attr Attr, fd int) string {
 	above := "" // of the topmost directory with which something is wrong
 	for dir := name; dir != "."; {
@@ -253,7 +306,7 @@ func (k *keeper) whoElse(name string, attr Attr, fd int) string {
 	return ""
 }
 
-// others says who, of those who are not trusted with that, may write a file, or exchange what is in a directory, by its owner, mode and ACL; "" if nobody.
+// others names an untrusted user or group who may write a file, or replace what is in a directory, by its owner, mode and ACL; "" if there is none.
 func (k *keeper) others(attr Attr, acl func() ([]aclEntry, error)) string {
 	mode := attr.Mode.Perm()
 	switch {
@@ -295,8 +348,9 @@ func (k *keeper) others(attr Attr, acl func() ([]aclEntry, error)) string {
 func (k *keeper) group(gid uint32) string {
 	members, err := k.members(gid)
 	if err != nil {
-		return fmt.Sprintf("can be written by group %d, and who is in that cannot be found out (%v)", gid, err)
+		return fmt.Sprintf("can be written by group %d, and who is in that cannot be found out: %v", gid, err)
 	}
+	k.rely("groups")
 	for _, id := range members {
 		if !k.users[id] {
 			return fmt.Sprintf("can be written by group %d, in which user %d is (mount with -o writers=@%[1]d if they are trusted)", gid, id)
@@ -307,28 +361,44 @@ func (k *keeper) group(gid uint32) string {
 
 // A groups is who is in which group, as long as the files that say so are what they were.
 type groups struct {
-	stamps  [3]Stamp
-	members map[uint32][]uint32
+	stamps  groupStamps
+	members map[uint32][]uint32 // of those that the files name
 	err     error
 }
 
-// groupFiles say who is in which group (nsswitch.conf(5), passwd(5), group(5)).
-var groupFiles = [3]string{"/etc/nsswitch.conf", "/etc/passwd", "/etc/group"}
+// groupFiles say who is in which group (nsswitch.conf(5), passwd(5), group(5)); systemd has more where there is anything in its directories of user
+// records (nss-systemd(8)), but for the users that it makes for services, who are in groups of their own.
+var (
+	groupFiles = []string{"/etc/nsswitch.conf", "/etc/passwd", "/etc/group"}
+	recordDirs = []string{"/etc/userdb", "/run/userdb", "/run/host/userdb", "/usr/local/lib/userdb", "/usr/lib/userdb"}
+)
 
-// members returns the users in a group, also those whose primary group it is.
-func (k *keeper) members(gid uint32) ([]uint32, error) {
-	var stamps [3]Stamp
-	for i, name := range groupFiles {
-		attr, _ := lstat(unix.AT_FDCWD, name)
-		stamps[i] = attr.Stamp
+type groupStamps [8]Stamp
+
+func stampGroups() (list groupStamps) {
+	for i, name := range slices.Concat(groupFiles, recordDirs) {
+		if info, err := os.Stat(name); err == nil {
+			st := info.Sys().(*syscall.Stat_t)
+			list[i] = Stamp{st.Dev, st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano()}
+		}
 	}
+	return list
+}
+
+// members returns the users in a group, also those whose primary group it is. An error if it is not certain that these are all.
+func (k *keeper) members(gid uint32) ([]uint32, error) {
+	stamps := stampGroups()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.groups.members == nil || k.groups.stamps != stamps {
 		k.groups = readGroups()
 		k.groups.stamps = stamps
 	}
-	return k.groups.members[gid], k.groups.err
+	list, named := k.groups.members[gid]
+	if k.groups.err == nil && !named {
+		return nil, errors.New("no file of this machine names it")
+	}
+	return list, k.groups.err
 }
 
 func readGroups() groups {
@@ -350,16 +420,20 @@ func readGroups() groups {
 		g.err = errors.Join(g.err, lines.Err())
 	}
 	fields(groupFiles[0], func(f []string) {
-		if f[0] != "passwd" && f[0] != "group" || len(f) < 2 {
+		if !slices.Contains([]string{"passwd", "group", "initgroups"}, f[0]) || len(f) < 2 {
 			return
 		}
 		for _, source := range strings.Fields(f[1]) {
-			// systemd's has users and groups of its own, which are in no others.
 			if !slices.Contains([]string{"files", "systemd"}, source) && source[0] != '[' {
-				g.err = fmt.Errorf("%s names %q as a source of them", groupFiles[0], source)
+				g.err = fmt.Errorf("%s names %q as a source of users and groups", groupFiles[0], source)
 			}
 		}
 	})
+	for _, dir := range recordDirs {
+		if list, err := os.ReadDir(dir); len(list) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
+			g.err = fmt.Errorf("there are user records in %s", dir)
+		}
+	}
 	ids := map[string]uint32{}
 	fields(groupFiles[1], func(f []string) {
 		if len(f) < 4 {
@@ -380,6 +454,7 @@ func readGroups() groups {
 		if err != nil {
 			return
 		}
+		g.members[uint32(gid)] = append([]uint32{}, g.members[uint32(gid)]...) // named, be it empty
 		for name := range strings.SplitSeq(f[3], ",") {
 			if id, ok := ids[name]; ok {
 				g.members[uint32(gid)] = append(g.members[uint32(gid)], id)
@@ -389,8 +464,8 @@ func readGroups() groups {
 	return g
 }
 
-// ofDir is the sighting of a directory: that its status, or what is in it, changed its times show, whoever did that, where they are the file
-// system's own.
+// ofDir is the sighting of a directory. Every change of a directory shows in its times, whoever makes it, if the file system keeps them
+// itself.
 func (k *keeper) ofDir(attr Attr, at int64) sighting {
 	if k == nil || k.refused != "" || attr.Dev != k.dev {
 		at = provesNothing

@@ -209,6 +209,17 @@ func tableOfContents(d v1.Descriptor, tail []byte) string {
 	return ""
 }
 
+// TableOf names the annotation of an image's manifest that leads to a table of contents of its layers, "" for none: the SOCI snapshotter reads files by
+// that table (github.com/awslabs/soci-snapshotter, docs/soci-index-manifest-v2.md).
+func TableOf(m *Manifest) string {
+	for _, name := range slices.Sorted(maps.Keys(m.Doc.Annotations)) {
+		if strings.HasPrefix(name, "com.amazon.soci.") {
+			return name
+		}
+	}
+	return ""
+}
+
 // readFrom keeps the error of a reader apart from those of what reads it.
 type readFrom struct {
 	ctx context.Context

@@ -97,9 +97,10 @@ func (b *rowsOf) done() rows {
 			first = i
 		}
 		if row.again || row.rest != nil {
-			r.said.hear(r.descriptor(int(first)), r.descriptor(int(i)))
+			r.said = *r.said.with(r.descriptor(int(first)), r.descriptor(int(i)))
 		}
 	}
+	r.said.own = false
 	for i, row := range r.list {
 		if IsIndex(row.mediaType) && !row.again {
 			r.indexes = append(r.indexes, int32(i))

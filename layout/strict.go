@@ -276,7 +276,7 @@ var (
 	historyNames = names{"created", "created_by", "author", "comment", "empty_layer"}
 )
 
-// takenFor returns the one of the names that some program takes a name for which is not it, or "".
+// takenFor returns the known name that some programs read name as, or "" if there is none, or if it is that name.
 func (n names) takenFor(name string) string {
 	until, _, _ := strings.Cut(name, "\x00")
 	for _, known := range n {
@@ -303,16 +303,18 @@ func (r reader) skipNamed(of names) error {
 	return r.members(func(name string) error { return r.unknown(name, of) })
 }
 
-// wordedAs returns the first of some names that any program could find among the members of a document, which need not be well-formed; "" if there is none.
-func wordedAs(doc []byte, any ...string) string {
-	dec := jsontext.NewDecoder(bytes.NewReader(bytes.TrimPrefix(doc, []byte("\ufeff"))), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+// memberLike returns the first of some names that any program could find among the members of a document; "" if there is none. Of a document that begins as
+// an object and is not well-formed, which some programs read all the same, it is enough that it has the text.
+func memberLike(doc []byte, any ...string) string {
+	doc = bytes.TrimLeft(bytes.TrimPrefix(doc, []byte("\ufeff")), whiteSpace)
+	dec := jsontext.NewDecoder(bytes.NewReader(doc), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	if token, err := dec.ReadToken(); err != nil || token.Kind() != jsontext.KindBeginObject {
 		return ""
 	}
 	for dec.PeekKind() == jsontext.KindString {
 		token, err := dec.ReadToken()
 		if err != nil {
-			return ""
+			return textLike(doc, any)
 		}
 		name := token.String()
 		for _, known := range any {
@@ -321,7 +323,24 @@ func wordedAs(doc []byte, any ...string) string {
 			}
 		}
 		if dec.SkipValue() != nil {
-			return ""
+			return textLike(doc, any)
+		}
+	}
+	if token, err := dec.ReadToken(); err != nil || token.Kind() != jsontext.KindEndObject {
+		return textLike(doc, any)
+	}
+	return ""
+}
+
+// textLike returns the first of some words that a text has, in any case; or the first of all if it has an escape, in which it may hide.
+func textLike(text []byte, words []string) string {
+	if bytes.Contains(text, []byte(`\u`)) {
+		return words[0]
+	}
+	folded := strings.NewReplacer("ſ", "s", "K", "k").Replace(strings.ToLower(string(text)))
+	for _, word := range words {
+		if strings.Contains(folded, strings.ToLower(word)) {
+			return word
 		}
 	}
 	return ""

@@ -546,8 +546,10 @@ func (v *Verdict) checkLayers(ctx context.Context, snap *layout.Snapshot, m *lay
 		v.Layers, v.lines = LayersCorrupt, []string{v.Reason}
 		v.decide(Corrupt, check, reason)
 	}
-	unchecked := -1 // a layer that brings a table of contents
-	var format string
+	brings := "" // a table of contents
+	if table := layout.TableOf(m); table != "" {
+		brings = fmt.Sprintf("the manifest brings a table of contents (%s)", table)
+	}
 	for i, layer := range m.Doc.Layers {
 		var table string
 		var err error
@@ -563,12 +565,12 @@ func (v *Verdict) checkLayers(ctx context.Context, snap *layout.Snapshot, m *lay
 		if err != nil {
 			return err
 		}
-		if table != "" && unchecked < 0 {
-			unchecked, format = i, table
+		if table != "" && brings == "" {
+			brings = fmt.Sprintf("layer %d brings a table of contents (%s)", i+1, table)
 		}
 	}
-	if unchecked >= 0 && v.Status == Verified {
-		corrupt("layers", fmt.Sprintf("layer %d brings a table of contents (%s) that is not checked yet", unchecked+1, format))
+	if brings != "" && v.Status == Verified {
+		corrupt("layers", brings+" that is not checked yet")
 		return nil
 	}
 	v.Layers = LayersVerified
