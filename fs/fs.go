@@ -4,7 +4,7 @@
 //
 //	MNT/
 //	  .irfs/                     the mount itself (opens by name, is not listed)
-//	    version                  lines `key value`: version, registry, pid, passthrough, readonly, remembers
+//	    version                  lines `key value`: version, registry, directory, pid, passthrough, readonly, remembers
 //	    log                      the last 256 operations: time, uid, operation, path, outcome
 //	    ca/<fingerprint>.pub     the root CAs that are trusted
 //	  import/                    an archive that is written here becomes an app; import/library/x.tar the app library/x

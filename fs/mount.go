@@ -107,8 +107,8 @@ func (t *Tree) Mount(dir string, o Options) (*Mount, error) {
 		return nil, err
 	}
 	t.version = func() []byte {
-		return fmt.Appendf(nil, "version %s\nregistry %s\npid %d\npassthrough %s\nreadonly %s\nremembers %s\n",
-			o.Version, t.Registry.Path(), os.Getpid(), yes(m.passthrough.Load()), yes(o.ReadOnly), t.remembers())
+		return fmt.Appendf(nil, "version %s\nregistry %s\ndirectory %s\npid %d\npassthrough %s\nreadonly %s\nremembers %s\n",
+			o.Version, t.Registry.Path(), t.Registry.ID(), os.Getpid(), yes(m.passthrough.Load()), yes(o.ReadOnly), t.remembers())
 	}
 	go server.Serve() // until the unmount, which Wait waits for
 	if err := server.WaitMount(); err != nil {

@@ -64,6 +64,8 @@ func (o *Overview) Check() error {
 			"not everything was checked: %s", strings.Join(missed, ", "))
 	case o.Apps == 0:
 		return hint("see that this is the right directory", "there is no app in this registry, so nothing was checked")
+	case len(o.Rows) == 0:
+		return hint("see that this is the right directory", "there is no image in this registry, so nothing was checked")
 	}
 	return nil
 }

@@ -30,7 +30,8 @@ type App struct {
 
 	mu      sync.Mutex
 	ground  ground
-	snap    *Snapshot // the last reading of index.json
+	guarded atomic.Bool // when the ground was surveyed, only those who are trusted could exchange what is in the directories of blobs
+	snap    *Snapshot   // the last reading of index.json
 	seen    sighting
 	good    *Snapshot // the last one that could be used
 	torn    time.Time // since when index.json has not been usable
@@ -75,6 +76,7 @@ type ground struct{ app, blobs Stamp }
 
 // survey looks at the ground of an app.
 func (a *App) survey() (g ground) {
+	a.guarded.Store(false)
 	at := time.Now().UnixNano()
 	app, err1 := lstat(a.parent, a.path)
 	blobs, err2 := lstat(a.parent, a.path+"/blobs")
@@ -89,6 +91,7 @@ func (a *App) survey() (g ground) {
 			return ground{}
 		}
 	}
+	a.guarded.Store(a.keeper.whoAbove(a.path+"/blobs/sha256/x") == "")
 	return ground{app.Stamp, blobs.Stamp}
 }
 

@@ -13,8 +13,8 @@ package layout
 //   - the file system keeps a ctime that nobody sets, and gives leases that hold for all who write: one of a list.
 //
 // What that leaves: a file whose rights were narrowed after somebody had pinned its memory for I/O that still goes on (SECURITY.md).
-// The directories are not asked again while a file's stamp is the same: who puts another file in its place puts another inode
-// there, or changes the ctime of this one.
+// The directories are asked when an app's ground is surveyed (app.go), and not again while files' stamps are the same: who puts another file in the
+// place of one puts another inode there, whose own rights are asked, or changes the ctime of this one.
 
 import (
 	"bufio"
@@ -176,7 +176,7 @@ func (r *Registry) Remembers() (yes bool, why string) {
 	k.mu.Unlock()
 	if attr, err := fstat(k.root, "."); err != nil {
 		return false, err.Error()
-	} else if why = k.refuses(k.root, attr, "."); why != "" {
+	} else if why = k.refuses(k.root, attr, ".", ""); why != "" {
 		return false, why
 	}
 	if last.why == "" {
@@ -217,7 +217,11 @@ func (a *App) watch(fd int, attr Attr, name string, at int64) *watch {
 		w.why = "not published"
 		return w
 	}
-	if w.why = a.keeper.refuses(fd, attr, path.Join(a.path, name)); w.why == "" {
+	above := ""
+	if !a.guarded.Load() {
+		above = a.keeper.whoAbove(path.Join(a.path, name))
+	}
+	if w.why = a.keeper.refuses(fd, attr, path.Join(a.path, name), above); w.why == "" {
 		w.ask()
 	}
 	return w
@@ -266,8 +270,8 @@ func leased(fd int) error {
 	return err
 }
 
-// refuses returns why what is open as fd, a file or directory of the registry by that name, may not be remembered, or "".
-func (k *keeper) refuses(fd int, attr Attr, name string) string {
+// refuses returns why what is open as fd, a file or directory of the registry by that name, may not be remembered, or "". above is what whoAbove says.
+func (k *keeper) refuses(fd int, attr Attr, name, above string) string {
 	if k.refused != "" {
 		return k.refused
 	}
@@ -276,7 +280,12 @@ func (k *keeper) refuses(fd int, attr Attr, name string) string {
 		// what is mounted below it, and another disk may come by the same number, with the same stamps.
 		return name + " is on another file system than the registry's directory"
 	}
-	who := k.whoElse(name, attr, fd)
+	who := above
+	if who == "" {
+		if who = k.others(attr, func() ([]aclEntry, error) { return aclOf(fd) }); who != "" {
+			who = name + " " + who
+		}
+	}
 	if who != "" && readOnly(fd, name) {
 		k.rely("read-only")
 		return ""
@@ -284,9 +293,8 @@ func (k *keeper) refuses(fd int, attr Attr, name string) string {
 	return who
 }
 
-// whoElse names an untrusted user or group who may write what is open as fd, or put another in its place; "" if there is none.
-func (k *keeper) whoElse(name string, attr Attr, fd int) string {
-	above := "" // of the topmost directory with which something is wrong
+// whoAbove names an untrusted user or group who may exchange what is in a directory from the registry down to that name; "" if there is none.
+func (k *keeper) whoAbove(name string) (above string) {
 	for dir := name; dir != "."; {
 		dir = path.Dir(dir)
 		at, err := lstat(k.root, dir)
@@ -294,16 +302,10 @@ func (k *keeper) whoElse(name string, attr Attr, fd int) string {
 			return fmt.Sprintf("%s: %v", dir, err)
 		}
 		if who := k.others(at, func() ([]aclEntry, error) { return aclBeneath(k.root, dir) }); who != "" {
-			above = dir + " " + who
+			above = dir + " " + who // the topmost one
 		}
 	}
-	if above != "" {
-		return above
-	}
-	if who := k.others(attr, func() ([]aclEntry, error) { return aclOf(fd) }); who != "" {
-		return name + " " + who
-	}
-	return ""
+	return above
 }
 
 // others names an untrusted user or group who may write a file, or replace what is in a directory, by its owner, mode and ACL; "" if there is none.

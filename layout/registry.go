@@ -80,6 +80,15 @@ func (r *Registry) Close() {
 // Path is the absolute path of the registry's directory.
 func (r *Registry) Path() string { return r.path }
 
+// ID tells the registry's directory from any other, wherever its path leads by now.
+func (r *Registry) ID() string {
+	attr, err := fstat(r.fd, r.path)
+	if err != nil {
+		return ""
+	}
+	return fmt.Sprintf("%d:%d", attr.Dev, attr.Ino)
+}
+
 // Writable says whether this process may create files in the registry.
 func (r *Registry) Writable() bool {
 	st, err := r.Statfs()

@@ -13,8 +13,9 @@ import (
 
 // treeFlags are the flags of the commands that show what a mount would show.
 type treeFlags struct {
-	registry string
-	cas      []string
+	registry  string
+	directory string // which one that has to be, or ""
+	cas       []string
 }
 
 func (t *treeFlags) add(flags *pflag.FlagSet) {

@@ -43,6 +43,9 @@ func runStatus(c *command, args []string) error {
 	if err != nil {
 		return err
 	}
+	if at.directory != "" && tree.Registry.ID() != at.directory {
+		return &irfs.Hint{Err: fmt.Errorf("%s is another directory by now than the one that is mounted on %s", at.registry, flags.Arg(0)), Text: "unmount it, and mount it again"}
+	}
 	if tree.Registry.IsApp() {
 		return &irfs.Hint{Err: fmt.Errorf("%s is an app: give the registry's directory", at.registry), Text: "-r " + filepath.Join(at.registry, "..")}
 	}
@@ -83,8 +86,11 @@ func (t *treeFlags) ofMount(mnt string) error {
 		if registry, ok := strings.CutPrefix(line, "registry "); ok {
 			t.registry = strings.TrimSuffix(registry, "\n")
 		}
+		if directory, ok := strings.CutPrefix(line, "directory "); ok {
+			t.directory = strings.TrimSuffix(directory, "\n")
+		}
 	}
-	if t.registry == "" {
+	if t.registry == "" || t.directory == "" {
 		return fmt.Errorf("%s: its .irfs/version names no registry", mnt)
 	}
 	cas, err := filepath.Glob(filepath.Join(escapeGlob(mnt), ".irfs/ca/*.pub"))
