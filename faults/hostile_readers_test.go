@@ -150,6 +150,16 @@ func readTwoWays() (rows []badLayout) {
 		f.Tag("x", f.withManifest(func(m *v1.Manifest) { d := f.plain; d.Size++; m.Subject = &d }))
 		f.write()
 	})
+	corrupt(59, "an index with a subject of another size", "subject: ", func(f *forge) {
+		index := f.Index(f.image)
+		subject := `{"mediaType":"` + f.plain.MediaType + `","digest":"` + string(f.plain.Digest) + `","size":1}`
+		f.Tag("x", f.Blob(index.MediaType, f.edited(f.Bytes(index), member(`"subject":`+subject))))
+		f.write()
+	})
+	add(58, "an annotation of SOCI's", "verified", "corrupt", "the manifest brings a table of contents (com.amazon.soci.index-digest)", 0, func(f *forge) {
+		f.Tag("x", f.withManifest(func(m *v1.Manifest) { m.Annotations["com.amazon.soci.index-digest"] = "sha256:" + someHex }))
+		f.write()
+	})
 	corrupt(59, "a layer twice, of two sizes", "its descriptors disagree", func(f *forge) {
 		f.Tag("x", f.withManifest(func(m *v1.Manifest) { d := m.Layers[1]; d.Size++; m.Layers = append(m.Layers, d) }))
 		f.write()
@@ -187,6 +197,23 @@ func readTwoWays() (rows []badLayout) {
 		d := f.Manifest(m)
 		d.Platform = &v1.Platform{OS: "unknown", Architecture: "unknown"}
 		f.Tag("x", f.Index(f.image, sample.Annotate(d, "vnd.docker.reference.type", "attestation-manifest")))
+		f.write()
+	})
+	add(63, "an attestation whose layer is to be fetched from a URL", "unsigned", "corrupt", "", 0, func(f *forge) {
+		attestation := f.Attestation(f.image)
+		m := f.manifest(attestation)
+		m.Layers[0].URLs = []string{"https://registry.example/layer"}
+		d := f.Manifest(m)
+		d.Platform, d.Annotations = attestation.Platform, attestation.Annotations
+		f.Tag("x", f.Index(f.image, d))
+		files := f.Files()
+		delete(files, sample.Path(m.Layers[0].Digest))
+		worked(f.t, files.WriteDir(f.dir))
+	})
+	corrupt(63, "an image whose config has another media type, and is no JSON to some", "config: ", func(f *forge) {
+		m := f.manifest(f.plain)
+		m.Config = f.Blob("application/vnd.example", append([]byte(`{"x":NaN,`), f.Bytes(m.Config)[1:]...))
+		f.Tag("x", f.Manifest(m))
 		f.write()
 	})
 	corrupt(63, "a manifest under a media type that nobody knows", "is no media type of an image or index", func(f *forge) {
@@ -275,6 +302,13 @@ func readOneWay() (rows []goodLayout) {
 		m.Layers[0].MediaType = layout.MediaTypeDockerLayer
 		f.Tag("x", f.Index(f.plain, sample.Annotate(f.Manifest(m), "other", "one")))
 		f.write()
+	})
+	add(59, "a subject that is damaged", "verified", func(f *forge) {
+		other := f.Blob(f.plain.MediaType, append(f.Bytes(f.plain), ' '))
+		f.Tag("x", f.withManifest(func(m *v1.Manifest) { m.Subject = &other }))
+		files := f.Files()
+		files[sample.Path(other.Digest)] = []byte("{}")
+		worked(f.t, files.WriteDir(f.dir))
 	})
 	add(59, "right inline data everywhere", "verified", func(f *forge) {
 		d := f.withManifest(func(m *v1.Manifest) {

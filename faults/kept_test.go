@@ -261,6 +261,44 @@ func TestKeptWhereTimesCanBeSet(t *testing.T) {
 	wantChanged(t, s, list)
 }
 
+// 61: nobody may write a tmpfs that is read-only, and once it is not, a store through a mapping leaves no time there.
+func TestKeptOnATmpfsThatWasReadOnly(t *testing.T) {
+	house.Need(t, "fuse", "root")
+	s := newKeptStage(t, newDir(t, "kept")+"/registry")
+	worked(t, unix.Mount("tmpfs", s.registry, "tmpfs", 0, "mode=755"))
+	t.Cleanup(func() { unix.Unmount(s.registry, unix.MNT_DETACH) })
+	list := keptApps(t, s)
+	for name := range allIn(t, s.registry) {
+		worked(t, os.Lchown(filepath.Join(s.registry, name), 4711, 4711))
+	}
+	worked(t, unix.Mount("", s.registry, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	s.mnt = mount(t, s.registry)
+	ripen()
+	wantKept(t, s, list)
+	if version := s.read(t, ".irfs/version"); !strings.Contains(version, "\nremembers yes") {
+		t.Errorf("version says %q", version)
+	}
+	worked(t, unix.Mount("", s.registry, "", unix.MS_REMOUNT, ""))
+	for _, k := range list {
+		name := filepath.Join(s.registry, k.app, k.file)
+		before := stampOf(t, name)
+		file, err := os.OpenFile(name, os.O_RDWR, 0)
+		worked(t, err)
+		info, err := file.Stat()
+		worked(t, err)
+		pages, err := unix.Mmap(int(file.Fd()), 0, int(info.Size()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		worked(t, err)
+		bytes.Clone(pages) // from a read on, tmpfs does not ask before a page is written
+		copy(pages[k.at:], k.bytes)
+		worked(t, unix.Munmap(pages))
+		worked(t, file.Close())
+		if stampOf(t, name) != before {
+			t.Errorf("%s: the change left a time; nothing was tried", k.app)
+		}
+	}
+	wantChanged(t, s, list)
+}
+
 // 60: a nested index stays byte for byte what it is, and its descriptor says another media type.
 func TestMediaTypeOfANestedIndexChanges(t *testing.T) {
 	house.Need(t, "fuse", "root")
@@ -292,7 +330,7 @@ func TestMediaTypeOfANestedIndexChanges(t *testing.T) {
 
 // 61: who may write decides whether anything is remembered, and version says why not.
 func TestRemembers(t *testing.T) {
-	house.Need(t, "fuse", "root", "setfacl", "mount")
+	house.Need(t, "fuse", "root", "loop", "setfacl", "mount", "mkfs.ext4")
 	sh := func(t *testing.T, dir, script string) {
 		t.Helper()
 		cmd := exec.Command("sh", "-ec", script)
@@ -311,13 +349,13 @@ func TestRemembers(t *testing.T) {
 		{"another's blob", "chown 4711 registry/app/blobs/sha256/*", "", "no: app/blobs/sha256/"},
 		{"another's app", "chown 4711 registry/app", "", "no: app belongs to user 4711"},
 		{"another's namespace", "mkdir registry/n; chown 4711 registry/n; mv registry/app registry/n; mkdir registry/app; cp -r registry/n/app/. registry/app", "", "yes"},
-		{"another's registry", "chown 4711 registry", "", "no: . belongs to user 4711"},
+		{"another's registry", "chown 4711 registry", "", "no: the registry's directory belongs to user 4711"},
 		{"another's, who is named", "chown -R 4711 registry", "writers=4711", "yes"},
 		{"another's, who is named by name", "chown -R daemon registry", "writers=nobody:daemon", "yes"},
 		{"another's, who is in a group that is named", "chown -R daemon registry", "writers=@daemon", "yes"},
 		{"everybody's file", "chmod 666 registry/app/index.json", "", "no: app/index.json can be written by everybody"},
 		{"everybody's directory", "chmod 777 registry/app/blobs/sha256", "", "no: app/blobs/sha256 can be written by everybody"},
-		{"everybody's registry", "chmod 777 registry", "", "no: . can be written by everybody"},
+		{"everybody's registry", "chmod 777 registry", "", "no: the registry's directory can be written by everybody"},
 		{"a sticky registry", "chmod 1777 registry", "", "yes"},
 		{"a sticky registry with another's app", "chmod 1777 registry; chown -R 4711 registry/app", "", "no: app belongs to user 4711"},
 		{"a group of nobody else", "chgrp -R 0 registry; chmod -R g+w registry", "", "yes"},
@@ -333,6 +371,8 @@ func TestRemembers(t *testing.T) {
 		{"another's tmpfs that is read-only itself", "chown -R 4711 registry; mv registry r; mkdir registry; mount -t tmpfs tmpfs registry; mv r/app registry; mount -o remount,ro registry", "", "yes"},
 		{"another's tmpfs that is mounted read-only here", "chown -R 4711 registry; mv registry r; mkdir registry; mount -t tmpfs -o mode=755 tmpfs registry; mv r/app registry; mount -o bind,remount,ro registry", "", "no: app belongs to user 4711"},
 		{"overlayfs", "mkdir o o/up o/work o/low; mv registry/app o/low; mount -t tmpfs tmpfs o/up; mkdir o/up/up o/up/work; mount -t overlay -o lowerdir=o/low,upperdir=o/up/up,workdir=o/up/work overlay registry", "", "its file system (type 0x794c7630)"},
+		{"an app on another device", "mv registry/app a; mkdir registry/app; truncate -s 8M disk; mkfs.ext4 -q disk; mount -o loop disk registry/app; cp -r a/. registry/app", "", " is on another file system than the registry"},
+		{"a group that no file names", "chgrp 47311 registry/app/index.json; chmod g+w registry/app/index.json", "", "no: app/index.json can be written by group 47311, and who is in that cannot be found out: no file"},
 		{"an app on another file system without a device", "mv registry/app a; mkdir registry/app; mount -t tmpfs -o mode=755 tmpfs registry/app; cp -r a/. registry/app", "", " is on another file system than the registry"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

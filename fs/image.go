@@ -349,7 +349,7 @@ type basis struct {
 	verdict *sign.Verdict
 }
 
-// holds says whether what is based on it surely is what would be computed anew.
+// holds reports whether what is based on it surely is what would be computed anew.
 func (d *imageDir) holds(b *basis) bool {
 	if b == nil || b.verdict.Status == sign.Corrupt || d.platform != "" {
 		return false

@@ -178,7 +178,7 @@ func (a *App) Snapshot() (*Snapshot, error) {
 			a.good, a.torn = snap, time.Time{}
 			return snap, nil
 		}
-		if !snap.Attr.fresh() {
+		if !snap.Attr.fresh() || !snap.torn() {
 			return snap, nil
 		}
 		if try == 3 {
@@ -189,6 +189,11 @@ func (a *App) Snapshot() (*Snapshot, error) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
+}
+
+// torn reports whether index.json may be one that somebody is just writing: it is no JSON, or not there.
+func (s *Snapshot) torn() bool {
+	return errors.Is(s.Err, errTorn) || !s.Attr.Mode.IsRegular()
 }
 
 // mayBeTorn says whether a snapshot that cannot be used may be one of a file

@@ -260,7 +260,7 @@ func (l *locked) read() (*Snapshot, []byte, sighting, error) {
 		if snap.Err == nil {
 			return snap, raw, seen, nil
 		}
-		if !snap.Attr.fresh() {
+		if !snap.Attr.fresh() || !snap.torn() {
 			return nil, nil, seen, snap.Err
 		}
 		if try == 10 {

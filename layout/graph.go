@@ -12,7 +12,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// A wording is what the indexes of an app, at any depth, say of digests that programs could understand in different ways.
+// A wording is what all indexes of an app, at any depth, say of each digest, where their descriptors differ or carry data.
 type wording struct {
 	bad     map[digest.Digest]error  // of which descriptors differ, or have inline data that are not the blob's
 	inlined map[digest.Digest][]byte // right inline data, by any descriptor
@@ -320,7 +320,7 @@ func (s *Snapshot) all() (*reached, error) {
 	return r, nil
 }
 
-// current says whether the nested indexes of a walk (all, or those given) are
+// current reports whether the nested indexes of a walk (all, or those given) are
 // still what they were.
 func (s *Snapshot) current(r *reached, only []digest.Digest) (bool, error) {
 	if len(r.indexes) == 0 {

@@ -410,7 +410,7 @@ func (s *Snapshot) Same(ctx context.Context, seen Seen) (Seen, bool, error) {
 	return seen, true, nil
 }
 
-// Unmoved is Same for what can be known without reading or opening anything: false means nothing.
+// Unmoved is a cheap Same: true means unchanged, false means unknown.
 func (s *Snapshot) Unmoved(seen Seen) bool {
 	a := s.app
 	a.mu.Lock()

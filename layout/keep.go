@@ -110,7 +110,7 @@ func newKeeper(root int, dir string) (*keeper, error) {
 	}
 	k := &keeper{root: root, dev: attr.Dev, users: map[uint32]bool{0: true, uint32(os.Geteuid()): true}, mappingsLeaveNoTime: st.Type == unix.TMPFS_MAGIC}
 	if !known(st.Type) {
-		k.refused = fmt.Sprintf("%s: its file system (type %#x) is none of those whose change times are known to be their own", dir, st.Type)
+		k.refused = fmt.Sprintf("%s: its file system (type %#x) is none of ext4, xfs, btrfs, f2fs, tmpfs, squashfs, erofs, whose change times are known to be their own", dir, st.Type)
 	}
 	return k, nil
 }
@@ -283,7 +283,7 @@ func (k *keeper) refuses(fd int, attr Attr, name, above string) string {
 	who := above
 	if who == "" {
 		if who = k.others(attr, func() ([]aclEntry, error) { return aclOf(fd) }); who != "" {
-			who = name + " " + who
+			who = called(name) + " " + who
 		}
 	}
 	if who != "" && readOnly(fd, name) {
@@ -302,10 +302,18 @@ func (k *keeper) whoAbove(name string) (above string) {
 			return fmt.Sprintf("%s: %v", dir, err)
 		}
 		if who := k.others(at, func() ([]aclEntry, error) { return aclBeneath(k.root, dir) }); who != "" {
-			above = dir + " " + who // the topmost one
+			above = called(dir) + " " + who // the topmost one
 		}
 	}
 	return above
+}
+
+// called is what a file or directory of the registry is called in a sentence.
+func called(name string) string {
+	if name == "." {
+		return "the registry's directory"
+	}
+	return name
 }
 
 // others names an untrusted user or group who may write a file, or replace what is in a directory, by its owner, mode and ACL; "" if there is none.
@@ -317,7 +325,7 @@ func (k *keeper) others(attr Attr, acl func() ([]aclEntry, error)) string {
 	case attr.Mode.IsDir() && attr.Mode&fs.ModeSticky != 0: // what is in it only its owner may rename, or remove
 		return ""
 	case mode&0o002 != 0:
-		return "can be written by everybody"
+		return "can be written by everybody (chmod o-w)"
 	case mode&0o020 == 0: // nor has an ACL an entry that lets write, for these are its mask
 		return ""
 	}

@@ -249,7 +249,7 @@ func unpack(w io.Writer, r *bufio.Reader, mediaType string) error {
 		return err
 	}
 	if found := beginsLike(head); found != compression {
-		return corruptf("layer: its media type is %.100q, but it begins like %s", mediaType, cmp.Or(found, "a file that is not compressed"))
+		return corruptf("its media type is %.100q, but it begins like %s", mediaType, cmp.Or(found, "a file that is not compressed"))
 	}
 	switch {
 	case !known || compression == "":
@@ -264,7 +264,7 @@ func unpack(w io.Writer, r *bufio.Reader, mediaType string) error {
 		}
 	}
 	if err != nil {
-		return corruptf("layer: cannot be unpacked: %w", err)
+		return corruptf("cannot be unpacked: %w", err)
 	}
 	return nil
 }

@@ -27,7 +27,7 @@
 // Sizes are compared with the descriptor, and with the limits MaxManifest,
 // MaxConfig and MaxIndex, before a byte is read; what was read is
 // checked against its digest, and these very bytes are used. Documents are parsed
-// strictly: exact names and none that some program takes for one of them, no duplicate members, valid UTF-8, nothing behind the
+// strictly: names exactly as specified and no other name that folds to one, no duplicate members, valid UTF-8, nothing behind the
 // value, a media type that is the descriptor's, inline data that are the blob's. All descriptors of one digest, in all the indexes of an app, say the
 // same of it (wording), and a layer begins as its media type says (layer.go): what two programs could understand in different ways is refused. What fails is [ErrCorrupt], with a
 // sentence that says what is wrong with what. A blob that is not there is also

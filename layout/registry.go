@@ -210,8 +210,7 @@ func appName(name string) bool {
 	return true
 }
 
-// MayChange says, by an error, that this thread with its present rights may not
-// make files in the directory name ("." is the registry itself).
+// MayChange returns an error unless the calling thread may create files in the directory name ("." is the registry itself).
 func (r *Registry) MayChange(name string) error {
 	dirfd, err := openDir(r.fd, name)
 	if err != nil {

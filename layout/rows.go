@@ -46,7 +46,7 @@ func newRowsOf() *rowsOf {
 	return &rowsOf{platforms: map[plainPlatform]*v1.Platform{}}
 }
 
-// add takes a row. It says whether it keeps all of the descriptor.
+// add takes a row. It reports whether it keeps all of the descriptor.
 func (b *rowsOf) add(d v1.Descriptor, at span) bool {
 	r := row{digest: d.Digest, size: d.Size, mediaType: d.MediaType, platform: d.Platform, at: span32{uint32(at.start), uint32(at.end)}}
 	if p := d.Platform; p != nil && p.OSFeatures == nil {

@@ -34,17 +34,17 @@ const (
 	MediaTypeDockerForeignLayer = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 )
 
-// IsIndex tells whether a media type is that of an OCI image index or a Docker manifest list.
+// IsIndex reports whether a media type is that of an OCI image index or a Docker manifest list.
 func IsIndex(mediaType string) bool {
 	return mediaType == v1.MediaTypeImageIndex || mediaType == MediaTypeDockerList
 }
 
-// IsManifest tells whether a media type is that of an OCI image manifest or a Docker schema 2 manifest.
+// IsManifest reports whether a media type is that of an OCI image manifest or a Docker schema 2 manifest.
 func IsManifest(mediaType string) bool {
 	return mediaType == v1.MediaTypeImageManifest || mediaType == MediaTypeDockerManifest
 }
 
-// IsConfig tells whether a media type is that of an image's config, OCI's or Docker's.
+// IsConfig reports whether a media type is that of an image's config, OCI's or Docker's.
 func IsConfig(mediaType string) bool {
 	return mediaType == v1.MediaTypeImageConfig || mediaType == MediaTypeDockerConfig
 }
@@ -52,6 +52,8 @@ func IsConfig(mediaType string) bool {
 var (
 	// ErrCorrupt is the kind of every error about what a layout holds: a wrong digest, size or structure, a missing blob, a limit exceeded.
 	ErrCorrupt = errors.New("corrupt")
+	// errTorn is the kind of an error about a document that is not JSON, as one is that somebody is just writing. What is JSON, and refused, is not torn.
+	errTorn = errors.New("torn")
 	// ErrLimit is the kind of an error about one of the limits above. Every ErrLimit is also an [ErrCorrupt].
 	ErrLimit = errors.New("over a limit")
 )
@@ -118,7 +120,7 @@ func parseRows(doc []byte) (rows, error) {
 	return b.done(), nil
 }
 
-// parseIndex is [ParseIndex], and gives each descriptor, with where it is, to row instead of keeping it. row says whether it keeps it.
+// parseIndex is [ParseIndex], and gives each descriptor, with where it is, to row instead of keeping it. row reports whether it keeps it.
 func parseIndex(doc []byte, mediaType string, row func(d v1.Descriptor, at span) bool) (*v1.Index, error) {
 	index := new(v1.Index)
 	found := false
@@ -411,7 +413,7 @@ func (r reader) keep() error {
 // end wants the document to be over.
 func (r reader) end() error {
 	if _, err := r.dec.ReadToken(); err != io.EOF {
-		return corruptf("there is something after the end of the document, at byte %d", r.dec.InputOffset())
+		return kindf(errTorn, "%w", corruptf("there is something after the end of the document, at byte %d", r.dec.InputOffset()))
 	}
 	return nil
 }
@@ -598,7 +600,7 @@ func (r reader) descriptors() (list []v1.Descriptor, err error) {
 	return list, err
 }
 
-// eachDescriptor reads an array of them, and tells of each where in doc it is. do says whether it keeps it.
+// eachDescriptor reads an array of them, and tells of each where in doc it is. do reports whether it keeps it.
 func (r reader) eachDescriptor(doc []byte, do func(d v1.Descriptor, at span) bool) error {
 	return r.elements(func() error {
 		start := int(r.dec.InputOffset())
@@ -752,19 +754,23 @@ func (r reader) syntax(err error) error {
 	var syntactic *jsontext.SyntacticError
 	switch {
 	case err == io.EOF:
-		return corruptf("the document is empty")
+		return kindf(errTorn, "%w", corruptf("the document is empty"))
 	case !errors.As(err, &syntactic):
 		return corruptf("%v", err)
 	}
 	text := fmt.Sprintf("%v, at byte %d", syntactic.Err, syntactic.ByteOffset)
+	torn := true
 	switch {
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		text = "the document ends too early"
 	case errors.Is(err, jsontext.ErrDuplicateName):
-		text = "there are two members of that name"
+		text, torn = "there are two members of that name", false
 	}
 	if path := r.path(syntactic.JSONPointer); path != "" {
-		return corruptf("%s: %s", path, text)
+		text = path + ": " + text
+	}
+	if torn {
+		return kindf(errTorn, "%w", corruptf("%s", text))
 	}
 	return corruptf("%s", text)
 }

@@ -175,7 +175,7 @@ func (t *Trust) names() string {
 }
 
 // inPEM is what there is to do about a certificate of a key as openssl's -pubout writes it.
-const inPEM = "the certificate is of the key in PEM, and has to be of its DER (irfs sign -k root-ca.prv -f vendor.pub, with vendor.pub in DER)"
+const inPEM = "the certificate is of the key in PEM, and has to be of its DER (irfs sign -k root-ca.prv -f vendor.pub -s vendor.pub.sig, with vendor.pub in DER)"
 
 // Explain says more of the error of NewSigner for a certificate that was read from the file name, if it is ErrUntrusted; any other
 // comes back with the name alone. By convention the key that was certified lies beside the certificate, under its name

@@ -133,7 +133,7 @@ func TestExplain(t *testing.T) {
 		{"another key, which cannot be read", "d/v.pub.sig", by(ca, vendor2.Public().DER()), nil, trust(ca), unknown},
 		{"another key, and another name", "d/v.der", by(ca, vendor2.Public().DER()), vendor2.Public().DER(), trust(ca), "d/v.der " + unknown},
 		{"of this key in PEM", "d/v.pub.sig", by(ca, inPEM(vendor)), nil, trust(ca), "d/v.pub.sig: certificate: vendor " + fingerprint + " is not certified by root CA " + ca.Public().Fingerprint() + ": the certificate is of the key in PEM, and has to be of its DER"},
-		{"of another key in PEM", "d/v.pub.sig", by(ca, inPEM(vendor2)), inPEM(vendor2), trust(ca), "d/v.pub.sig: the certificate is of the key in PEM, and has to be of its DER (irfs sign -k root-ca.prv -f vendor.pub, with vendor.pub in DER): d/v.pub is in PEM"},
+		{"of another key in PEM", "d/v.pub.sig", by(ca, inPEM(vendor2)), inPEM(vendor2), trust(ca), "d/v.pub.sig: the certificate is of the key in PEM, and has to be of its DER (irfs sign -k root-ca.prv -f vendor.pub -s vendor.pub.sig, with vendor.pub in DER): d/v.pub is in PEM"},
 		{"of what is no public key", "d/v.pub.sig", by(ca, vendor2.DER()), vendor2.DER(), trust(ca), unknown},
 		{"no CA", "d/v.pub.sig", by(ca, vendor.Public().DER()), vendor.Public().DER(), trust(), "d/v.pub.sig: certificate: vendor " + fingerprint + " is not certified by any root CA, for none is given"},
 	} {

@@ -53,8 +53,8 @@
 //
 // With full, every layer is read as well: size and digest of the blob, that it begins as its media type says, and that
 // what it unpacks to, to the end of the stream, has the config's diff_id; if not, the
-// image is corrupt. So it is, instead of verified, if a layer brings a table of contents, which some programs go by and
-// nobody checks yet. Only then is the signature one of the files. Of an artifact config and layers are compared with their digests.
+// image is corrupt. Only then is the signature one of the files. An image that would be verified is corrupt if it brings a table of contents of a
+// layer, which some programs go by, and which is not checked yet. Of an artifact config and layers are compared with their digests.
 //
 // An index has the worst word of the images in it, worst first: corrupt,
 // invalid, untrusted, unsigned, unknown, verified. An image whose manifest is not in

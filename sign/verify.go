@@ -93,13 +93,13 @@ func (v *Verdict) Checks() []string {
 	return list
 }
 
-// Holds says whether the verdict, which was given on an image in that state of its app, surely still is the one on it. It reads
+// Holds reports whether the verdict, which was given on an image in that state of its app, surely still is the one on it. It reads
 // nothing; what it cannot know so does not hold.
 func (v *Verdict) Holds(snap *layout.Snapshot) bool {
 	return v.Kind != layout.KindIndex && v.Layers == LayersUnchecked && v.of != 0 && snap.Unmoved(v.seen)
 }
 
-// counts says whether an image's word counts in that of its index.
+// counts reports whether an image's word counts in that of its index.
 func (v *Verdict) counts() bool {
 	return !v.Missing && v.Kind != layout.KindAttestation
 }
@@ -476,7 +476,10 @@ func (v *Verdict) examineArtifact(snap *layout.Snapshot, m *layout.Manifest) err
 			types = append(types, l.MediaType)
 		}
 		slices.Sort(types)
-		what = fmt.Sprintf("its config is of media type %q, its artifact type %q, its layers are of %q", m.Doc.Config.MediaType, m.Doc.ArtifactType, slices.Compact(types))
+		what = fmt.Sprintf("its config is of media type %q, its layers are of %q", m.Doc.Config.MediaType, slices.Compact(types))
+		if m.Doc.ArtifactType != "" {
+			what = fmt.Sprintf("of type %q, %s", m.Doc.ArtifactType, what)
+		}
 	}
 	v.decide(Unsigned, "kind", fmt.Sprintf("an artifact, not an image (%.500s)", what))
 	return nil

@@ -180,7 +180,7 @@ func TestVerifyChain(t *testing.T) {
 		{"untrusted, another CA", trust(ca2), nil, sign.Untrusted, "vendor " + vendor.Public().Fingerprint() + " is not certified by root CA " + ca2.Public().Fingerprint()},
 		{"untrusted, none of two CAs", trust(ca2, vendor2), nil, sign.Untrusted, "is not certified by any of the 2 root CAs"},
 		{"untrusted, the CA's signature of something else", one, func(a map[string]string) { a[c] = annotations(t, nil, vendor2, ca)[c] }, sign.Untrusted, "is not certified"},
-		{"untrusted, the CA's signature of the key in PEM", trust(ca2, ca), set(c, hex.EncodeToString(inPEM)), sign.Untrusted, "is not certified by any of the 2 root CAs: the certificate is of the key in PEM, and has to be of its DER (irfs sign -k root-ca.prv -f vendor.pub, with vendor.pub in DER)"},
+		{"untrusted, the CA's signature of the key in PEM", trust(ca2, ca), set(c, hex.EncodeToString(inPEM)), sign.Untrusted, "is not certified by any of the 2 root CAs: the certificate is of the key in PEM, and has to be of its DER (irfs sign -k root-ca.prv -f vendor.pub -s vendor.pub.sig, with vendor.pub in DER)"},
 		{"untrusted, another CA's signature of the key in PEM", trust(ca2), set(c, hex.EncodeToString(inPEM)), sign.Untrusted, "is not certified by root CA " + ca2.Public().Fingerprint()},
 		{"unknown", trust(), nil, sign.Unknown, "no root CA is configured"},
 		{"unsigned", one, drop(s, p, c), sign.Unsigned, "the image is not signed"},
@@ -525,7 +525,7 @@ func TestVerifyWhatIsNoImage(t *testing.T) {
 		kind   layout.Kind
 		reason string
 	}{
-		"artifact":    {layout.KindArtifact, `an artifact, not an image (its config is of media type "application/vnd.oci.empty.v1+json", its artifact type "application/x", its layers are of ["text/plain"])`},
+		"artifact":    {layout.KindArtifact, `an artifact, not an image (of type "application/x", its config is of media type "application/vnd.oci.empty.v1+json", its layers are of ["text/plain"])`},
 		"referrer":    {layout.KindArtifact, "an artifact, not an image"},
 		"attestation": {layout.KindAttestation, "an attestation, not an image"},
 		"unknown":     {layout.KindArtifact, "an artifact, not an image (of media type \"application/x\")"},

@@ -62,7 +62,7 @@ func (m *mountFlags) add(flags *pflag.FlagSet) {
 	flags.StringVarP(&m.certificate, "vendor-pub-signature", "s", "", "the `certificate` for who signs without naming one")
 	flags.StringVar(&m.signImports, "sign-imports", "", "sign what is copied into import/, with these `flags` of sign-image: '-v VENDOR.PRV -s VENDOR.PUB.SIG -c ROOT-CA.PUB', or '-v VENDOR.PRV -x ROOT-CA.PRV'")
 	flags.BoolVarP(&m.foreground, "foreground", "f", false, "stay in the foreground")
-	flags.StringSliceVarP(&m.words, "options", "o", nil, "mount `options`: ca_pub= vendor_pub_signature= ro allow_other nonempty writers= on_exist= sign_imports=")
+	flags.StringSliceVarP(&m.words, "options", "o", nil, "mount `options`: ca_pub= vendor_pub_signature= ro allow_other nonempty writers=USER|@GROUP[:...] (who may write the registry, and is trusted to leave times) on_exist=add|merge|fail sign_imports=")
 }
 
 // parseOptions reads what came with -o. mount(8) and mount.fuse3 add words of

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -62,12 +61,17 @@ func runStatus(c *command, args []string) error {
 	if len(*only) > 0 {
 		rows = slices.DeleteFunc(slices.Clone(rows), func(r irfs.Row) bool { return !slices.Contains(*only, string(r.Status)) })
 	}
-	if err := errors.Join(print(rows, *asJSON), err); err != nil {
+	if err := print(rows, *asJSON); err != nil {
 		return err
 	}
 	switch worst := o.Worst(); {
 	case *check && worst != sign.Verified:
+		if err != nil {
+			warn("%v", err)
+		}
 		return exit(exitCodes[worst])
+	case err != nil:
+		return err
 	case *check:
 		return o.Check()
 	case o.Apps == 0:
