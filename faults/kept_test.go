@@ -86,6 +86,19 @@ func stampOf(t *testing.T, name string) string {
 	return fmt.Sprint(st.Ino, st.Size, st.Mtim, st.Ctim)
 }
 
+// mapped maps a file so that it can be written. Nobody has it open after that.
+func mapped(t *testing.T, name string) []byte {
+	t.Helper()
+	file, err := os.OpenFile(name, os.O_RDWR, 0)
+	worked(t, err)
+	defer file.Close()
+	info, err := file.Stat()
+	worked(t, err)
+	pages, err := unix.Mmap(int(file.Fd()), 0, int(info.Size()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	worked(t, err)
+	return pages
+}
+
 func newKeptStage(t *testing.T, registry string) *stage {
 	t.Helper()
 	if err := os.MkdirAll(registry, 0o755); err != nil {
@@ -101,14 +114,7 @@ func TestKeptBesideAMapping(t *testing.T) {
 	list := keptApps(t, s)
 	maps := map[string][]byte{}
 	for _, k := range list {
-		name := filepath.Join(s.registry, k.app, k.file)
-		file, err := os.OpenFile(name, os.O_RDWR, 0)
-		worked(t, err)
-		info, err := file.Stat()
-		worked(t, err)
-		pages, err := unix.Mmap(int(file.Fd()), 0, int(info.Size()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-		worked(t, err)
-		file.Close() // the mapping is enough
+		pages := mapped(t, filepath.Join(s.registry, k.app, k.file))
 		defer unix.Munmap(pages)
 		pages[0] ^= 1
 		worked(t, unix.Msync(pages, unix.MS_SYNC))
@@ -282,16 +288,10 @@ func TestKeptOnATmpfsThatWasReadOnly(t *testing.T) {
 	for _, k := range list {
 		name := filepath.Join(s.registry, k.app, k.file)
 		before := stampOf(t, name)
-		file, err := os.OpenFile(name, os.O_RDWR, 0)
-		worked(t, err)
-		info, err := file.Stat()
-		worked(t, err)
-		pages, err := unix.Mmap(int(file.Fd()), 0, int(info.Size()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-		worked(t, err)
+		pages := mapped(t, name)
 		bytes.Clone(pages) // from a read on, tmpfs does not ask before a page is written
 		copy(pages[k.at:], k.bytes)
 		worked(t, unix.Munmap(pages))
-		worked(t, file.Close())
 		if stampOf(t, name) != before {
 			t.Errorf("%s: the change left a time; nothing was tried", k.app)
 		}

@@ -85,13 +85,18 @@ func (a *App) survey() (g ground) {
 		a.keeper.ofDir(app, at).racy() || a.keeper.ofDir(blobs, at).racy() {
 		return ground{}
 	}
+	guarded := a.keeper.whoAbove(a.path+"/blobs/x") == ""
 	for _, algorithm := range []string{"sha256", "sha512"} {
-		dir, err := lstat(a.parent, a.path+"/blobs/"+algorithm)
-		if err != nil && err != unix.ENOENT || err == nil && !dir.Mode.IsDir() {
+		name := a.path + "/blobs/" + algorithm
+		switch dir, err := lstat(a.parent, name); {
+		case err == unix.ENOENT:
+		case err != nil || !dir.Mode.IsDir():
 			return ground{}
+		default:
+			guarded = guarded && a.keeper.whoAbove(name+"/x") == ""
 		}
 	}
-	a.guarded.Store(a.keeper.whoAbove(a.path+"/blobs/sha256/x") == "")
+	a.guarded.Store(guarded)
 	return ground{app.Stamp, blobs.Stamp}
 }
 

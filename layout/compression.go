@@ -2,7 +2,6 @@ package layout
 
 import (
 	"bufio"
-	"bytes"
 	"compress/bzip2"
 	"errors"
 	"fmt"
@@ -28,19 +27,18 @@ const (
 
 // Compressed names the program that compressed a file which begins so, or "".
 func Compressed(head []byte) string {
-	for _, magic := range []struct{ bytes, name string }{
-		{"\x1f\x8b", "gzip"}, {"\x28\xb5\x2f\xfd", "zstd"}, {"\xfd7zXZ\x00", "xz"},
-	} {
-		if bytes.HasPrefix(head, []byte(magic.bytes)) {
-			return magic.name
+	switch name := beginsLike(head); name {
+	case "bzip2":
+		// Letters alone may begin a tar file: those of a name.
+		if len(head) < 10 || head[3] < '1' || head[3] > '9' || string(head[4:10]) != "1AY&SY" && string(head[4:10]) != "\x17\x72\x45\x38\x50\x90" {
+			return ""
 		}
+		return name
+	case skippableFrame:
+		return ""
+	default:
+		return name
 	}
-	// Letters alone may begin a tar file: those of a name.
-	if len(head) >= 10 && string(head[:3]) == "BZh" && '1' <= head[3] && head[3] <= '9' &&
-		(string(head[4:10]) == "1AY&SY" || string(head[4:10]) == "\x17\x72\x45\x38\x50\x90") {
-		return "bzip2"
-	}
-	return ""
 }
 
 // decompress gives what a file unpacks to: itself, if it is not compressed. It

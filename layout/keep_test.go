@@ -1,6 +1,7 @@
 package layout_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -39,6 +40,9 @@ func TestProven(t *testing.T) {
 		{"the app is everybody's", chmod("library/app", 0o777), false},
 		{"blobs is another's", chown("library/app/blobs"), false},
 		{"blobs/sha256 is everybody's", chmod("library/app/blobs/sha256", 0o777), false},
+		{"blobs/sha512 is everybody's", func(dir string) error {
+			return errors.Join(os.Mkdir(dir+"/library/app/blobs/sha512", 0o755), os.Chmod(dir+"/library/app/blobs/sha512", 0o777))
+		}, true},
 		{"the blob is another's", chown("library/app/" + blob), false},
 		{"the blob is everybody's", chmod("library/app/"+blob, 0o666), false},
 		{"the blob is open for writing", func(dir string) (err error) {
