@@ -92,6 +92,9 @@ func compressionMutations() (list []mutation) {
 	add("gzip, something behind it", ambiguous, "gzip", func(tar, _ []byte, pick pick) []byte {
 		return append(slices.Clone(zip(tar)), pick.of("x", "\x1f", "\x00x", "\x28\xb5\x2f\xfd", "\x00\x00\x1f\x8b", "\n")...)
 	})
+	add("gzip in two members, zeros between them", ambiguous, "gzip", func(tar, _ []byte, pick pick) []byte {
+		return slices.Concat(zip(tar[:512]), make([]byte, 1+pick(512)), zip(tar[512:]))
+	})
 	add("gzip, zeros and the evil tar behind it", ambiguous, "gzip", func(tar, evil []byte, pick pick) []byte {
 		return slices.Concat(zip(tar), make([]byte, 1+pick(512)), zip(evil))
 	})

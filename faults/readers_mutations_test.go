@@ -556,6 +556,10 @@ func brokenTexts() (list []mutation) {
 // numberMutations spell a size or a version as only some understand it.
 func numberMutations() (list []mutation) {
 	for _, p := range descriptorPlaces {
+		list = append(list, at(p, "text", "digest and a NUL", ambiguous, func(w *wording, n *node, pick pick) bool {
+			n.put(pick(2) == 0, `digest\u0000x`, stringOf(aSum))
+			return true
+		}))
 		list = append(list, at(p, "numbers", "size in another spelling", ambiguous, func(w *wording, n *node, pick pick) bool {
 			size := *n.get("size")
 			size.text = pick.of("%d.0", "%de0", "0%d", `"%d"`, "+%d", "%d.", "-%d", "%d00e-2", "0x%x")

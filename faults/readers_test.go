@@ -137,6 +137,8 @@ type trial struct {
 	done  []mutation
 	files sample.Files
 
+	ruined bool // a mutation broke off halfway
+
 	registry string // a directory with app in it
 	word     string // of irfs
 	said     string // what it says beside the word
@@ -150,8 +152,13 @@ func newTrial(b base) *trial { return &trial{wording: worded(b.files, b.evil), b
 // then nothing is known of the outcome.
 func (r *trial) mutate(m mutation, pick pick) (done bool) {
 	defer func() {
-		if _, broken := recover().(runtime.Error); broken {
+		switch p := recover().(type) {
+		case nil:
+		case runtime.Error:
 			m.name, m.mark, done = m.name+", in part", debatable, true
+			r.ruined = true
+		default:
+			panic(p)
 		}
 		if done {
 			r.done = append(r.done, m)
@@ -261,6 +268,9 @@ func (c *council) alone(t *testing.T) {
 					r := newTrial(c.bases[(i+j)%len(c.bases)])
 					if !r.mutate(m, random.IntN) || maps.EqualFunc(r.wording.files(), r.base.files, bytes.Equal) {
 						continue
+					}
+					if r.ruined {
+						t.Errorf("it breaks off halfway on a layout that is whole: %s", r)
 					}
 					worked(t, c.judge(r))
 					for _, why := range []string{c.hear(r), r.marks()} {
