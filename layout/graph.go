@@ -82,7 +82,7 @@ func (s *Snapshot) wording() (*wording, error) {
 	if s.words != nil && s.stillUnread(s.words.unread) {
 		return s.words, nil
 	}
-	r, err := s.walk(nil)
+	r, err := s.walk(nil, s.app.wordsOf)
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +134,7 @@ type node struct {
 
 // walk visits what a descriptor leads to, or index.json with nil, breadth first, so that a
 // digest that is reached in several ways is visited at its least depth, once. A walk from index.json makes the wording, any other one begins with that.
-func (s *Snapshot) walk(from *v1.Descriptor) (*reached, error) {
+func (s *Snapshot) walk(from *v1.Descriptor, read func(dirfd int, d v1.Descriptor) (*readIndex, error)) (*reached, error) {
 	said := &s.said
 	if from != nil {
 		var err error
@@ -190,7 +190,7 @@ func (s *Snapshot) walk(from *v1.Descriptor) (*reached, error) {
 				n.Err = limitf("%s: an index at depth %d; at most %d lie inside each other", d.Digest, depth, MaxIndexDepth)
 				continue
 			}
-			ri, err := s.app.readIndex(dirfd, d)
+			ri, err := read(dirfd, d)
 			r.indexes[d.Digest] = ri
 			switch {
 			case err == nil:
@@ -225,7 +225,7 @@ func (s *Snapshot) walk(from *v1.Descriptor) (*reached, error) {
 		}
 	}
 	if from != nil && said.nowRead(r) {
-		return s.walk(from)
+		return s.walk(from, read)
 	}
 	if r.said = said; from == nil {
 		r.said = &wording{said.bad, said.inlined, unreadable, false}
@@ -281,7 +281,18 @@ func (a *App) readIndex(dirfd int, d v1.Descriptor) (*readIndex, error) {
 }
 
 // maxIndexes is how many nested indexes of an app are kept.
-const maxIndexes = 4096
+const maxIndexes = 1 << 14
+
+// wordsOf is readIndex for who wants to know what an index says, and not whether it is there still: what it said under its digest it says for ever.
+func (a *App) wordsOf(dirfd int, d v1.Descriptor) (*readIndex, error) {
+	a.mu.Lock()
+	ri := a.indexes[indexKey{d.Digest, d.MediaType, d.Size}]
+	a.mu.Unlock()
+	if ri != nil && ri.err == nil {
+		return ri, nil
+	}
+	return a.readIndex(dirfd, d)
+}
 
 // sightingOf is what readIndex has seen of an index that it could not read, if its file still has that status.
 func (a *App) sightingOf(d v1.Descriptor, attr Attr) sighting {
@@ -309,7 +320,7 @@ func (s *Snapshot) all() (*reached, error) {
 			return r, err
 		}
 	}
-	r, err := s.walk(nil)
+	r, err := s.walk(nil, s.app.readIndex)
 	if err == nil {
 		s.words, err = r.said, r.closed
 	}
@@ -439,7 +450,7 @@ func (s *Snapshot) Images(e Entry) ([]Entry, error) {
 	if !IsIndex(e.MediaType) || e.Err != nil {
 		return []Entry{e}, nil
 	}
-	r, err := s.walk(&e.Descriptor)
+	r, err := s.walk(&e.Descriptor, s.app.readIndex)
 	if err != nil {
 		return nil, err
 	}
