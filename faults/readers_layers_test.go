@@ -92,6 +92,16 @@ func compressionMutations() (list []mutation) {
 	add("gzip, something behind it", ambiguous, "gzip", func(tar, _ []byte, pick pick) []byte {
 		return append(slices.Clone(zip(tar)), pick.of("x", "\x1f", "\x00x", "\x28\xb5\x2f\xfd", "\x00\x00\x1f\x8b", "\n")...)
 	})
+	add("gzip, with a footer of eStargz", ambiguous, "gzip", func(tar, _ []byte, pick pick) []byte {
+		var b bytes.Buffer
+		z := gzip.NewWriter(&b)
+		z.Extra = []byte("SG\x16\x000000000000000000STARGZ")
+		z.Close()
+		return slices.Concat(zip(tar), b.Bytes())
+	})
+	add("zstd, with a footer of zstd:chunked", ambiguous, "zstd", func(tar, _ []byte, pick pick) []byte {
+		return slices.Concat(zst(tar), []byte("\x50\x2a\x4d\x18\x40\x00\x00\x00"), make([]byte, 56), []byte("GNUlInUx"))
+	})
 	add("gzip in two members, zeros between them", ambiguous, "gzip", func(tar, _ []byte, pick pick) []byte {
 		return slices.Concat(zip(tar[:512]), make([]byte, 1+pick(512)), zip(tar[512:]))
 	})

@@ -940,6 +940,11 @@ var platformMutations = func() (list []mutation) {
 		layersAs(body, "text/plain")
 		body.get("config").set("mediaType", stringOf("application/vnd.evil+json"))
 	})
+	beside("as an attestation in every way", ambiguous, func(w *wording, d, body *node) {
+		layersAs(body, "application/vnd.in-toto+json")
+		d.set("platform", unknownPlatform())
+		annotate(d, referenceType, "attestation-manifest")
+	})
 	beside("with another config, and the artifact's type of it", ambiguous, func(w *wording, d, body *node) {
 		body.set("config", descriptorOf(v1.MediaTypeEmptyJSON, &paper{data: []byte("{}")}))
 	})
@@ -951,6 +956,10 @@ var platformMutations = func() (list []mutation) {
 	apart("with an artifact's layers and config type", func(d, body *node) {
 		layersAs(body, "text/plain")
 		body.get("config").set("mediaType", stringOf("application/vnd.evil+json"))
+	})
+	apart("under a media type that nobody knows", func(d, body *node) {
+		body.remove("mediaType")
+		d.set("mediaType", stringOf("application/json"))
 	})
 	apart("for unknown/unknown, annotated as an attestation", func(d, body *node) {
 		d.set("platform", unknownPlatform())
@@ -1028,6 +1037,18 @@ var nestings = []mutation{
 		d.get("platform").set("architecture", stringOf(pick.of("amd64", "arm64")))
 		w.evil.absent = true
 		w.beside(pick, d)
+		return true
+	}},
+	{"nesting", "the evil image, only as data of a second descriptor", ambiguous, func(w *wording, pick pick) bool {
+		d := evilRow(w)
+		d.remove("annotations")
+		w.beside(func(int) int { return 0 }, d.clone())
+		d.set("data", dataOf(w.evil))
+		w.evil.absent = true
+		w.beside(func(int) int { return 0 }, d)
+		l, _ := w.docs()
+		items := l[0].body.get("manifests").items
+		items[0], items[1] = items[1], items[0] // the one with the data is the second
 		return true
 	}},
 	{"nesting", "an index of the evil image, only as data", ambiguous, func(w *wording, pick pick) bool {
