@@ -893,7 +893,7 @@ var platformMutations = func() (list []mutation) {
 		list = append(list, mutation{"platforms", "the evil image under another tag: " + name, debatable, func(w *wording, pick pick) bool {
 			p := paperOf(w.evil.body.clone())
 			d := evilRow(w)
-			d.set("annotations", object(v1.AnnotationRefName, stringOf("other")))
+			d.set("annotations", object(v1.AnnotationRefName, stringOf("evil")))
 			d.replace(p)
 			disguise(d, p.body)
 			w.addRow(pick, d)
