@@ -160,6 +160,13 @@ func readTwoWays() (rows []badLayout) {
 		f.Tag("x", f.withManifest(func(m *v1.Manifest) { m.Annotations["com.amazon.soci.index-digest"] = "sha256:" + someHex }))
 		f.write()
 	})
+	corrupt(59, "a nested index by two descriptors, one of them wrong", "its descriptors disagree", func(f *forge) {
+		inner := f.Index(f.image)
+		f.Tag("x", f.Index(inner))
+		inner.Size++
+		f.Tag("y", inner)
+		f.write()
+	})
 	corrupt(59, "a layer twice, of two sizes", "its descriptors disagree", func(f *forge) {
 		f.Tag("x", f.withManifest(func(m *v1.Manifest) { d := m.Layers[1]; d.Size++; m.Layers = append(m.Layers, d) }))
 		f.write()
@@ -210,6 +217,27 @@ func readTwoWays() (rows []badLayout) {
 		delete(files, sample.Path(m.Layers[0].Digest))
 		worked(f.t, files.WriteDir(f.dir))
 	})
+	for name, config := range map[string]string{"empty": "{}", "null": "null", "without rootfs": `{"config":{"Cmd":["/evil"]}}`} {
+		word, says := "corrupt", "config: "
+		add(63, "Docker's manifest with a config of no image's type, "+name, word, "", says, syscall.EBADMSG, func(f *forge) {
+			f.Docker = true
+			m := f.manifest(f.Image(sample.Linux("amd64"), sample.Gzip("a", "evil")))
+			m.Config = f.Blob("application/octet-stream", []byte(config))
+			f.Tag("x", f.Manifest(m))
+			f.write()
+		})
+	}
+	for name, content := range map[string]string{"of no bytes": "", "of zeros": strings.Repeat("\x00", 1024), "that begins like EROFS": strings.Repeat("\x00", 1024) + "\xe2\xe1\xf5\xe0"} {
+		add(63, "an attestation whose layer is an empty tar file to some, "+name, "unsigned", "", "", 0, func(f *forge) {
+			d := f.Manifest(v1.Manifest{
+				Config: f.Blob(v1.MediaTypeImageConfig, []byte(`{"architecture":"unknown","os":"unknown","config":{"Cmd":["/evil"]},"rootfs":{"type":"layers","diff_ids":["`+string(digest.FromString(content))+`"]}}`)),
+				Layers: []v1.Descriptor{f.Blob("application/vnd.in-toto+json", []byte(content))},
+			})
+			d.Platform = &v1.Platform{OS: "unknown", Architecture: "unknown"}
+			f.Tag("x", f.Index(f.image, sample.Annotate(d, "vnd.docker.reference.type", "attestation-manifest")))
+			f.write()
+		})
+	}
 	corrupt(63, "an image whose config has another media type, and is no JSON to some", "config: ", func(f *forge) {
 		m := f.manifest(f.plain)
 		m.Config = f.Blob("application/vnd.example", append([]byte(`{"x":NaN,`), f.Bytes(m.Config)[1:]...))
@@ -302,13 +330,6 @@ func readOneWay() (rows []goodLayout) {
 		m.Layers[0].MediaType = layout.MediaTypeDockerLayer
 		f.Tag("x", f.Index(f.plain, sample.Annotate(f.Manifest(m), "other", "one")))
 		f.write()
-	})
-	add(59, "a subject that is damaged", "verified", func(f *forge) {
-		other := f.Blob(f.plain.MediaType, append(f.Bytes(f.plain), ' '))
-		f.Tag("x", f.withManifest(func(m *v1.Manifest) { m.Subject = &other }))
-		files := f.Files()
-		files[sample.Path(other.Digest)] = []byte("{}")
-		worked(f.t, files.WriteDir(f.dir))
 	})
 	add(59, "right inline data everywhere", "verified", func(f *forge) {
 		d := f.withManifest(func(m *v1.Manifest) {

@@ -267,6 +267,31 @@ func TestKeptWhereTimesCanBeSet(t *testing.T) {
 	wantChanged(t, s, list)
 }
 
+// What one program reads is never taken for a document that is just being written, for which the last good one would serve.
+func TestKeptIsNoGoodStateOfWhatCanBeRead(t *testing.T) {
+	house.Need(t, "fuse", "root")
+	s := newKeptStage(t, newDir(t, "kept")+"/registry")
+	f := newForge(t, s, "app")
+	f.Tag("x", f.image)
+	f.Add(sample.Annotate(f.plain, "other", "one"))
+	f.write()
+	s.mnt = mount(t, s.registry)
+	ripen()
+	good, err := os.ReadFile(f.dir + "/index.json")
+	worked(t, err)
+	evil := strings.Replace(string(good), f.image.Digest.String(), f.plain.Digest.String(), 1)
+	for _, text := range []string{evil[:len(evil)-1] + `,"x":"\ud800"}`, evil + "\nx", evil + "{}", evil + "\x00", evil[:len(evil)-1] + `,"x":NaN}`, evil[:len(evil)-1] + `,"Manifests":[]}`} {
+		worked(t, os.WriteFile(f.dir+"/index.json", good, 0o644))
+		if got := s.read(t, "app/tags/x/verify"); got != "verified\n" {
+			t.Fatalf("before: %q", got)
+		}
+		worked(t, os.WriteFile(f.dir+"/index.json", []byte(text), 0o644))
+		if got := s.read(t, "app/tags/x/verify"); got == "verified\n" {
+			t.Errorf("%q is served for %s", got, text)
+		}
+	}
+}
+
 // 61: nobody may write a tmpfs that is read-only, and once it is not, a store through a mapping leaves no time there.
 func TestKeptOnATmpfsThatWasReadOnly(t *testing.T) {
 	house.Need(t, "fuse", "root")
@@ -370,6 +395,7 @@ func TestRemembers(t *testing.T) {
 		{"tmpfs", "mv registry r; mkdir registry; mount -t tmpfs -o mode=755 tmpfs registry; mv r/app registry", "", "yes"},
 		{"another's tmpfs that is read-only itself", "chown -R 4711 registry; mv registry r; mkdir registry; mount -t tmpfs tmpfs registry; mv r/app registry; mount -o remount,ro registry", "", "yes"},
 		{"another's tmpfs that is mounted read-only here", "chown -R 4711 registry; mv registry r; mkdir registry; mount -t tmpfs -o mode=755 tmpfs registry; mv r/app registry; mount -o bind,remount,ro registry", "", "no: app belongs to user 4711"},
+		{"a group's tmpfs", "mv registry r; mkdir registry; mount -t tmpfs -o mode=755 tmpfs registry; mv r/app registry; chmod g+w registry/app/index.json", "", "no: app/index.json can be written by group 0, and is on tmpfs"},
 		{"overlayfs", "mkdir o o/up o/work o/low; mv registry/app o/low; mount -t tmpfs tmpfs o/up; mkdir o/up/up o/up/work; mount -t overlay -o lowerdir=o/low,upperdir=o/up/up,workdir=o/up/work overlay registry", "", "its file system (type 0x794c7630)"},
 		{"an app on another device", "mv registry/app a; mkdir registry/app; truncate -s 8M disk; mkfs.ext4 -q disk; mount -o loop disk registry/app; cp -r a/. registry/app", "", " is on another file system than the registry"},
 		{"a group that no file names", "chgrp 47311 registry/app/index.json; chmod g+w registry/app/index.json", "", "no: app/index.json can be written by group 47311, and who is in that cannot be found out: no file"},

@@ -150,8 +150,10 @@ type content struct {
 	rows
 
 	mu      sync.Mutex
-	reached *reached // the last walk through the nested indexes
-	words   *wording // what all of them say
+	reached *reached      // the last walk through the nested indexes
+	words   *wording      // what all of them say
+	asked   time.Time     // when it was made sure that this is still so,
+	took    time.Duration // and how long that took
 }
 
 // refName is the annotation that holds a tag, OCI image-spec v1.1, annotations.md.
@@ -196,7 +198,7 @@ func (a *App) Snapshot() (*Snapshot, error) {
 	}
 }
 
-// torn reports whether index.json may be one that somebody is just writing: it is no JSON, or not there.
+// torn reports whether index.json may be one that somebody is just writing: it ends too early, or is not there.
 func (s *Snapshot) torn() bool {
 	return errors.Is(s.Err, errTorn) || !s.Attr.Mode.IsRegular()
 }

@@ -79,14 +79,19 @@ func (s *Snapshot) wording() (*wording, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.words != nil && s.stillUnread(s.words.unread) {
-		return s.words, nil
+	began := time.Now()
+	if s.words != nil && began.Sub(s.asked) < 10*s.took {
+		return s.words, nil // asking takes no more than a tenth of the time, however many cannot be read
 	}
-	r, err := s.walk(nil, s.app.wordsOf)
-	if err != nil {
-		return nil, err
+	if s.words == nil || !s.stillUnread(s.words.unread) {
+		r, err := s.walk(nil, s.app.wordsOf)
+		if err != nil {
+			return nil, err
+		}
+		s.words = r.said
 	}
-	s.words = r.said
+	s.asked = time.Now()
+	s.took = s.asked.Sub(began)
 	return s.words, nil
 }
 
@@ -224,18 +229,18 @@ func (s *Snapshot) walk(from *v1.Descriptor, read func(dirfd int, d v1.Descripto
 			n.Err = missing(inline)
 		}
 	}
-	if from != nil && said.nowRead(r) {
-		return s.walk(from, read)
-	}
 	if r.said = said; from == nil {
 		r.said = &wording{said.bad, said.inlined, unreadable, false}
 	}
 	return r, nil
 }
 
-// nowRead reports whether a walk read an index that the wording is without.
-func (w *wording) nowRead(r *reached) bool {
-	return slices.ContainsFunc(w.unread, func(u unread) bool { return r.indexes[u.Digest] != nil })
+// nowRead reports whether a walk read an index, by the same descriptor, that its wording is without.
+func (r *reached) nowRead() bool {
+	return slices.ContainsFunc(r.said.unread, func(u unread) bool {
+		n := r.nodes[u.Digest]
+		return r.indexes[u.Digest] != nil && n.Size == u.Size && n.MediaType == u.MediaType
+	})
 }
 
 // readIndex reads a nested index, or gives the last reading while its file
@@ -451,6 +456,12 @@ func (s *Snapshot) Images(e Entry) ([]Entry, error) {
 		return []Entry{e}, nil
 	}
 	r, err := s.walk(&e.Descriptor, s.app.readIndex)
+	if err == nil && r.nowRead() {
+		s.mu.Lock()
+		s.asked = time.Time{}
+		s.mu.Unlock()
+		r, err = s.walk(&e.Descriptor, s.app.readIndex)
+	}
 	if err != nil {
 		return nil, err
 	}

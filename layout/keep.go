@@ -43,40 +43,23 @@ type keeper struct {
 	groups groups
 	last   refusal
 
-	// Only on tmpfs, where a store through a mapping leaves no time: what was relied on that may become otherwise with no trace in a stamp.
-	relied  atomic.Bool
-	onGroup *groupStamps
-	onFixed bool  // the file system is read-only
-	since   int64 // what was seen before this time, in nanoseconds since 1970, proves nothing any more
-}
-
-// rely notes, on tmpfs, that something was decided by who is in a group, or by the file system being read-only.
-func (k *keeper) rely(on string) {
-	if !k.mappingsLeaveNoTime {
-		return
-	}
-	now := stampGroups()
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if on == "groups" && k.onGroup == nil {
-		k.onGroup = &now
-	}
-	k.onFixed = k.onFixed || on == "read-only"
-	k.relied.Store(true)
+	// On tmpfs a store through a mapping leaves no time. What is remembered there because the file system is read-only is so only as long as it is.
+	onReadOnly atomic.Bool
+	since      int64 // what was seen before this time, in nanoseconds since 1970, proves nothing any more
 }
 
 // proves reports whether a stamp still shows every change since that sighting.
 func (a *App) proves(s sighting) bool {
-	return !s.racy() && (a.keeper == nil || !a.keeper.relied.Load() || s.at > a.keeper.changed())
+	return !s.racy() && (a.keeper == nil || !a.keeper.onReadOnly.Load() || s.at > a.keeper.writable())
 }
 
-// changed returns since when what was relied on is as it is.
-func (k *keeper) changed() int64 {
-	groups, readOnly := stampGroups(), readOnly(k.root, ".")
+// writable returns until when the file system could be written, as far as it was asked.
+func (k *keeper) writable() int64 {
+	readOnly := readOnly(k.root, ".")
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.onFixed && !readOnly || k.onGroup != nil && *k.onGroup != groups {
-		k.since, k.onGroup = time.Now().UnixNano(), &groups
+	if !readOnly {
+		k.since = time.Now().UnixNano()
 	}
 	return k.since
 }
@@ -258,7 +241,7 @@ func (k *keeper) refuses(fd int, attr Attr, name, above string) string {
 		}
 	}
 	if who != "" && readOnly(fd, name) {
-		k.rely("read-only")
+		k.onReadOnly.Store(k.mappingsLeaveNoTime)
 		return ""
 	}
 	return who
@@ -327,11 +310,13 @@ func (k *keeper) others(attr Attr, acl func() ([]aclEntry, error)) string {
 
 // group says that a group may write, unless all who are in it are trusted with that.
 func (k *keeper) group(gid uint32) string {
+	if k.mappingsLeaveNoTime { // and a process may have a group's rights that is in none
+		return fmt.Sprintf("can be written by group %d, and is on tmpfs, where times do not show all that it may do", gid)
+	}
 	members, err := k.members(gid)
 	if err != nil {
 		return fmt.Sprintf("can be written by group %d, and who is in that cannot be found out: %v", gid, err)
 	}
-	k.rely("groups")
 	for _, id := range members {
 		if !k.users[id] {
 			return fmt.Sprintf("can be written by group %d, in which user %d is (mount with -o writers=@%[1]d if they are trusted)", gid, id)

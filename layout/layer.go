@@ -65,9 +65,17 @@ func beginsLike(head []byte) string {
 	return ""
 }
 
+// layerHead is how many bytes of a file looksLikeLayer wants.
+const layerHead = 1028
+
 // looksLikeLayer reports whether a file that begins so is a tar file, or compressed: some programs unpack it, whatever its media
-// type says.
-func looksLikeLayer(head []byte) bool { return beginsLike(head) != "" || isTarHeader(head) }
+// type says. A tar file of nothing is zeros, or no bytes at all; EROFS begins with zeros too (linux/fs/erofs/erofs_fs.h).
+func looksLikeLayer(head []byte) bool {
+	if len(bytes.TrimLeft(head[:min(len(head), tarBlock)], "\x00")) == 0 {
+		return len(head) < layerHead || string(head[1024:layerHead]) != "\xe2\xe1\xf5\xe0"
+	}
+	return beginsLike(head) != "" || isTarHeader(head)
+}
 
 // isTarHeader reports whether head begins with a tar header that has the right checksum (POSIX.1-2024, pax, "ustar
 // Interchange Format"; some programs sum signed bytes).

@@ -52,7 +52,8 @@ func IsConfig(mediaType string) bool {
 var (
 	// ErrCorrupt is the kind of every error about what a layout holds: a wrong digest, size or structure, a missing blob, a limit exceeded.
 	ErrCorrupt = errors.New("corrupt")
-	// errTorn is the kind of an error about a document that is not JSON, as one is that somebody is just writing. What is JSON, and refused, is not torn.
+	// errTorn is the kind of an error about a document that ends too early, as one does that somebody is just writing. No program reads it, so that
+	// what was there before may serve for a moment; of anything else that is refused some program may read something.
 	errTorn = errors.New("torn")
 	// ErrLimit is the kind of an error about one of the limits above. Every ErrLimit is also an [ErrCorrupt].
 	ErrLimit = errors.New("over a limit")
@@ -413,7 +414,7 @@ func (r reader) keep() error {
 // end wants the document to be over.
 func (r reader) end() error {
 	if _, err := r.dec.ReadToken(); err != io.EOF {
-		return kindf(errTorn, "%w", corruptf("there is something after the end of the document, at byte %d", r.dec.InputOffset()))
+		return corruptf("there is something after the end of the document, at byte %d", r.dec.InputOffset())
 	}
 	return nil
 }
@@ -759,12 +760,12 @@ func (r reader) syntax(err error) error {
 		return corruptf("%v", err)
 	}
 	text := fmt.Sprintf("%v, at byte %d", syntactic.Err, syntactic.ByteOffset)
-	torn := true
+	torn := errors.Is(err, io.ErrUnexpectedEOF)
 	switch {
-	case errors.Is(err, io.ErrUnexpectedEOF):
+	case torn:
 		text = "the document ends too early"
 	case errors.Is(err, jsontext.ErrDuplicateName):
-		text, torn = "there are two members of that name", false
+		text = "there are two members of that name"
 	}
 	if path := r.path(syntactic.JSONPointer); path != "" {
 		text = path + ": " + text
