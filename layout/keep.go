@@ -55,7 +55,7 @@ func (a *App) proves(s sighting) bool {
 
 // writable returns until when the file system could be written, as far as it was asked.
 func (k *keeper) writable() int64 {
-	readOnly := readOnly(k.root, ".")
+	readOnly := readOnly(k.root)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if !readOnly {
@@ -130,7 +130,7 @@ func (r *Registry) Remembers() (yes bool, why string) {
 	k.mu.Unlock()
 	if attr, err := fstat(k.root, "."); err != nil {
 		return false, err.Error()
-	} else if why = k.refuses(k.root, attr, ".", ""); why != "" {
+	} else if why = k.refuses(k.root, attr, func() string { return "." }, ""); why != "" {
 		return false, why
 	}
 	if last.why == "" {
@@ -162,6 +162,8 @@ type watch struct {
 	fd   int
 	name string
 	why  string // it cannot be remembered
+
+	leased bool // a read lease is held
 }
 
 // watch begins to watch a file of the app that is open, whose status was attr at that time.
@@ -173,31 +175,52 @@ func (a *App) watch(fd int, attr Attr, name string, at int64) *watch {
 	}
 	above := ""
 	if !a.guarded.Load() {
-		above = a.keeper.whoAbove(path.Join(a.path, name))
+		above = a.keeper.whoAbove(w.path())
 	}
-	if w.why = a.keeper.refuses(fd, attr, path.Join(a.path, name), above); w.why == "" {
-		w.ask()
+	if w.why = a.keeper.refuses(fd, attr, w.path, above); w.why != "" {
+		return w
+	}
+	w.ask()
+	if attr.Size > maxRecent { // a small file is read at once, and the lease is held as long
+		w.giveBack()
 	}
 	return w
 }
 
-// ask notes that somebody may be writing the file.
+func (w *watch) path() string { return path.Join(w.app.path, w.name) }
+
+// ask takes a read lease of the file: nobody has it open for writing then, or mapped so that it can be written. It notes why there is none.
 func (w *watch) ask() {
-	switch err := leased(w.fd); {
+	switch _, err := unix.FcntlInt(uintptr(w.fd), unix.F_SETLEASE, unix.F_RDLCK); {
+	case err == nil:
+		w.leased = true
 	case err == unix.EAGAIN:
-		w.why = path.Join(w.app.path, w.name) + " is open for writing, or mapped, by a program"
+		w.why = w.path() + " is open for writing, or mapped, by a program"
 	case err == unix.EACCES:
-		w.why = path.Join(w.app.path, w.name) + " is another user's, and without CAP_LEASE irfs cannot ask whether it is being written"
-	case err != nil:
-		w.why = fmt.Sprintf("%s: whether it is being written cannot be asked: %v", path.Join(w.app.path, w.name), err)
+		w.why = w.path() + " is another user's, and without CAP_LEASE irfs cannot ask whether it is being written"
+	default:
+		w.why = fmt.Sprintf("%s: whether it is being written cannot be asked: %v", w.path(), err)
 	}
+}
+
+// giveBack gives the lease back. Whoever wants to write meanwhile waits for that, and then the kernel has withdrawn it.
+func (w *watch) giveBack() {
+	if !w.leased {
+		return
+	}
+	if kind, err := unix.FcntlInt(uintptr(w.fd), unix.F_GETLEASE, 0); err != nil || kind != unix.F_RDLCK {
+		w.why = w.path() + " was opened for writing by a program while it was read"
+	}
+	unix.FcntlInt(uintptr(w.fd), unix.F_SETLEASE, unix.F_UNLCK)
+	w.leased = false
 }
 
 // end is called when the file was read. What it returns proves nothing if the file may not be remembered.
 func (w *watch) end() sighting {
-	if w.why == "" {
+	if w.why == "" && !w.leased {
 		w.ask()
 	}
+	w.giveBack()
 	if w.why != "" {
 		w.seen.at = provesNothing
 		w.app.keeper.note(refusal{w.app.Name, w.name, w.why})
@@ -214,33 +237,23 @@ func (k *keeper) note(r refusal) {
 	k.last = r
 }
 
-// leased takes a read lease of an open file, and gives it back at once. EAGAIN: somebody has the file open for writing, or mapped so that it can be
-// written. EACCES: it is another user's.
-func leased(fd int) error {
-	_, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_RDLCK)
-	if err == nil {
-		unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_UNLCK)
-	}
-	return err
-}
-
 // refuses returns why what is open as fd, a file or directory of the registry by that name, may not be remembered, or "". above is what whoAbove says.
-func (k *keeper) refuses(fd int, attr Attr, name, above string) string {
+func (k *keeper) refuses(fd int, attr Attr, name func() string, above string) string {
 	if k.refused != "" {
 		return k.refused
 	}
 	if attr.Dev != k.dev {
 		// A device number is no other file system's as long as this one is in use. The registry's directory is open; nothing is of
 		// what is mounted below it, and another disk may come by the same number, with the same stamps.
-		return name + " is on another file system than the registry's directory"
+		return name() + " is on another file system than the registry's directory"
 	}
 	who := above
 	if who == "" {
 		if who = k.others(attr, func() ([]aclEntry, error) { return aclOf(fd) }); who != "" {
-			who = called(name) + " " + who
+			who = called(name()) + " " + who
 		}
 	}
-	if who != "" && readOnly(fd, name) {
+	if who != "" && readOnly(fd) {
 		k.onReadOnly.Store(k.mappingsLeaveNoTime)
 		return ""
 	}
@@ -338,8 +351,8 @@ func known(magic int64) bool { return fileSystems[magic].name != "" }
 
 // readOnly reports whether the file system of an open file cannot be written by anybody: by its kind, or because its super block is read-only. That
 // a mount of it is read-only proves nothing, for there may be others.
-func readOnly(fd int, name string) bool {
-	st, err := statfs(fd, name)
+func readOnly(fd int) bool {
+	st, err := statfs(fd, "")
 	if err != nil {
 		return false
 	}
