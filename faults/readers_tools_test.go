@@ -195,8 +195,12 @@ func podmanPull(r *trial, dir, arch string) (string, error) {
 	}
 	defer os.RemoveAll(run)
 	store := []string{"--root", dir + "/store", "--runroot", run, "--tmpdir", run, "--storage-driver", "vfs"}
-	podman := func(args ...string) (string, error) { return try("podman", append(store, args...)...) }
-	id, err := podman("pull", "-q", "--arch", arch, "--os", "linux", "oci:"+r.registry+"/app:"+stable)
+	podman := func(args ...string) (string, error) {
+		cmd := command("podman", append(store, args...)...)
+		cmd.Dir = r.registry // it makes a name of the path, and takes no capital letters there
+		return output(cmd)
+	}
+	id, err := podman("pull", "-q", "--arch", arch, "--os", "linux", "oci:app:"+stable)
 	if err != nil {
 		return "", err
 	}

@@ -31,6 +31,7 @@ type image struct {
 	app   *layout.App
 	snap  *layout.Snapshot
 	entry layout.Entry
+	fixed bool // nothing new can be said of it, as long as index.json has these bytes
 	doubt bool // something that should be there was not, or was not as it should be
 }
 
@@ -40,11 +41,12 @@ func (d *imageDir) open() (*image, error) {
 	if err != nil {
 		return nil, err
 	}
+	fixed := snap.WordsFixed()
 	entry, err := d.find(snap)
 	if err != nil {
 		return nil, absent(err)
 	}
-	return &image{t: d.t, app: app, snap: snap, entry: entry}, nil
+	return &image{t: d.t, app: app, snap: snap, entry: entry, fixed: fixed}, nil
 }
 
 // find gives the entry that the directory stands for in a state of the app.
@@ -189,7 +191,7 @@ var imageFiles = []imageFile{
 			return nil, err
 		}
 		item := i.ofVerdict(v, word(v))
-		if i.snap.WordsFixed() {
+		if i.fixed {
 			item.basis = &basis{i.snap.Serial(), v}
 		}
 		return item, nil

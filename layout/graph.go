@@ -80,20 +80,24 @@ func (s *Snapshot) wording() (*wording, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	began := time.Now()
-	if s.words != nil && began.Sub(s.asked) < 10*s.took {
+	if s.words != nil && began.Sub(s.asked) < min(10*s.took, longestLag) {
 		return s.words, nil // asking takes no more than a tenth of the time, however many cannot be read
 	}
-	if s.words == nil || !s.stillUnread(s.words.unread) {
+	known := s.words != nil && s.stillUnread(s.words.unread)
+	s.asked = time.Now()
+	s.took = s.asked.Sub(began)
+	if !known {
 		r, err := s.walk(nil, s.app.wordsOf)
 		if err != nil {
 			return nil, err
 		}
 		s.words = r.said
 	}
-	s.asked = time.Now()
-	s.took = s.asked.Sub(began)
 	return s.words, nil
 }
+
+// longestLag is how long it may take until it is seen that a nested index can be read that could not, where very many cannot.
+const longestLag = time.Second
 
 // stillUnread reports whether files that could not be read surely are as they were.
 func (s *Snapshot) stillUnread(list []unread) bool {
@@ -212,13 +216,16 @@ func (s *Snapshot) walk(from *v1.Descriptor, read func(dirfd int, d v1.Descripto
 				return nil, err
 			}
 			if from == nil {
-				at := time.Now().UnixNano()
-				attr, _ := lstat(s.app.parent, s.app.path+"/"+BlobPath(d.Digest))
-				seen := s.app.keeper.ofDir(attr, at) // for a file that is closed: when it is opened, that shows in its times
-				if errors.Is(err, ErrCorrupt) {
-					seen = s.app.sightingOf(d, attr)
+				u := unread{Descriptor: d}
+				if !errors.Is(err, ErrMissing) {
+					at := time.Now().UnixNano()
+					attr, _ := lstat(s.app.parent, s.app.path+"/"+BlobPath(d.Digest))
+					u.seen = s.app.keeper.ofDir(attr, at) // for a file that is closed: when it is opened, that shows in its times
+					if errors.Is(err, ErrCorrupt) {
+						u.seen = s.app.sightingOf(d, attr)
+					}
 				}
-				unreadable = append(unreadable, unread{d, seen})
+				unreadable = append(unreadable, u)
 			}
 		}
 	}
@@ -252,7 +259,7 @@ func (a *App) readIndex(dirfd int, d v1.Descriptor) (*readIndex, error) {
 	a.mu.Unlock()
 	if old != nil && a.proves(old.seen) {
 		if attr, err := statBeneath(dirfd, BlobPath(d.Digest)); err == nil && attr.Stamp == old.seen.Stamp {
-			return old.result()
+			return a.usable(dirfd, old)
 		}
 	}
 	data, seen, _, err := a.readBlob(dirfd, d, MaxIndex, nil)
@@ -266,13 +273,13 @@ func (a *App) readIndex(dirfd int, d v1.Descriptor) (*readIndex, error) {
 		// Its bytes have the same digest, so it says the same.
 		ri.index = old.index
 	default:
-		if ri.index, ri.err = ParseIndex(data, d.MediaType); ri.err == nil {
-			ri.err = a.checkSubject(dirfd, ri.index.Subject, nil)
-		}
-		if ri.err != nil && !errors.Is(ri.err, ErrCorrupt) {
-			return nil, ri.err
-		}
+		ri.index, ri.err = ParseIndex(data, d.MediaType)
 	}
+	a.putIndex(key, ri)
+	return a.usable(dirfd, ri)
+}
+
+func (a *App) putIndex(key indexKey, ri *readIndex) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for gone := range a.indexes {
@@ -282,7 +289,6 @@ func (a *App) readIndex(dirfd int, d v1.Descriptor) (*readIndex, error) {
 		delete(a.indexes, gone)
 	}
 	a.indexes[key] = ri
-	return ri.result()
 }
 
 // maxIndexes is how many nested indexes of an app are kept.
@@ -303,15 +309,20 @@ func (a *App) wordsOf(dirfd int, d v1.Descriptor) (*readIndex, error) {
 func (a *App) sightingOf(d v1.Descriptor, attr Attr) sighting {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if ri := a.indexes[indexKey{d.Digest, d.MediaType, d.Size}]; ri != nil && ri.seen.Stamp == attr.Stamp {
+	if ri := a.indexes[indexKey{d.Digest, d.MediaType, d.Size}]; ri != nil && ri.err != nil && ri.seen.Stamp == attr.Stamp {
 		return ri.seen
 	}
 	return sighting{attr.Stamp, provesNothing}
 }
 
-func (ri *readIndex) result() (*readIndex, error) {
-	if ri.err != nil {
-		return nil, ri.err
+// usable is an index that was read, or why it may not be used: its subject may be another file by now.
+func (a *App) usable(dirfd int, ri *readIndex) (*readIndex, error) {
+	err := ri.err
+	if err == nil {
+		err = a.checkSubject(dirfd, ri.index.Subject, nil)
+	}
+	if err != nil {
+		return nil, err
 	}
 	return ri, nil
 }

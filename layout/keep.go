@@ -17,6 +17,7 @@ package layout
 // place of one puts another inode there, whose own rights are asked, or changes the ctime of this one.
 
 import (
+	"cmp"
 	"fmt"
 	"io/fs"
 	"os"
@@ -37,7 +38,8 @@ type keeper struct {
 	refused string          // why nothing at all may be remembered, or ""
 	users   map[uint32]bool // who may write: root, this process's user, and those who were named
 
-	mappingsLeaveNoTime bool // it is on tmpfs
+	mappingsLeaveNoTime bool   // it is on tmpfs
+	overflow            string // the number that users and groups have who have none in this user namespace, or "" if all have one
 
 	mu     sync.Mutex
 	groups groups
@@ -87,6 +89,10 @@ func newKeeper(root int, dir string) (*keeper, error) {
 		return nil, err
 	}
 	k := &keeper{root: root, dev: attr.Dev, users: map[uint32]bool{0: true, uint32(os.Geteuid()): true}, mappingsLeaveNoTime: st.Type == unix.TMPFS_MAGIC}
+	if ids, err := os.ReadFile("/proc/self/uid_map"); err != nil || strings.Join(strings.Fields(string(ids)), " ") != "0 0 4294967295" {
+		number, _ := os.ReadFile("/proc/sys/kernel/overflowuid") // and overflowgid, which nobody sets to another
+		k.overflow = cmp.Or(strings.TrimSpace(string(number)), "65534")
+	}
 	if !known(st.Type) {
 		k.refused = fmt.Sprintf("%s: its file system (type %#x) is none of ext4, xfs, btrfs, f2fs, tmpfs, squashfs, erofs, whose change times are known to be their own", dir, st.Type)
 	}
@@ -287,6 +293,8 @@ func called(name string) string {
 func (k *keeper) others(attr Attr, acl func() ([]aclEntry, error)) string {
 	mode := attr.Mode.Perm()
 	switch {
+	case k.foreign(attr.UID):
+		return "belongs to a user of another user namespace"
 	case !k.users[attr.UID]:
 		return fmt.Sprintf("belongs to user %d (mount with -o writers=%[1]d if that user is trusted)", attr.UID)
 	case attr.Mode.IsDir() && attr.Mode&fs.ModeSticky != 0: // what is in it only its owner may rename, or remove
@@ -326,6 +334,9 @@ func (k *keeper) group(gid uint32) string {
 	if k.mappingsLeaveNoTime { // and a process may have a group's rights that is in none
 		return fmt.Sprintf("can be written by group %d, and is on tmpfs, where times do not show all that it may do", gid)
 	}
+	if k.foreign(gid) {
+		return "can be written by a group of another user namespace"
+	}
 	members, err := k.members(gid)
 	if err != nil {
 		return fmt.Sprintf("can be written by group %d, and who is in that cannot be found out: %v", gid, err)
@@ -337,6 +348,9 @@ func (k *keeper) group(gid uint32) string {
 	}
 	return ""
 }
+
+// foreign reports whether a user or group may be any that has no number in this user namespace (user_namespaces(7)).
+func (k *keeper) foreign(id uint32) bool { return k.overflow != "" && fmt.Sprint(id) == k.overflow }
 
 // ofDir is the sighting of a directory. Every change of a directory shows in its times, whoever makes it, if the file system keeps them
 // itself.
