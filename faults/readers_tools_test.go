@@ -188,8 +188,8 @@ func umociUnpack(r *trial, dir, _ string) (string, error) {
 
 // podmanPull pulls an image into a store of its own. Its id is the config's digest.
 func podmanPull(r *trial, dir, arch string) (string, error) {
-	// Its runroot must not be longer than 50 bytes.
-	run, err := os.MkdirTemp(house.Dir, "")
+	// Its runroot must not be longer than 50 bytes, which the directory for temporary files may be.
+	run, err := os.MkdirTemp("/tmp", "irfs-")
 	if err != nil {
 		return "", err
 	}
