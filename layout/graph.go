@@ -216,16 +216,7 @@ func (s *Snapshot) walk(from *v1.Descriptor, read func(dirfd int, d v1.Descripto
 				return nil, err
 			}
 			if from == nil {
-				u := unread{Descriptor: d}
-				if !errors.Is(err, ErrMissing) {
-					at := time.Now().UnixNano()
-					attr, _ := lstat(s.app.parent, s.app.path+"/"+BlobPath(d.Digest))
-					u.seen = s.app.keeper.ofDir(attr, at) // for a file that is closed: when it is opened, that shows in its times
-					if errors.Is(err, ErrCorrupt) {
-						u.seen = s.app.sightingOf(d, attr)
-					}
-				}
-				unreadable = append(unreadable, u)
+				unreadable = append(unreadable, s.app.unreadable(d, err))
 			}
 		}
 	}
@@ -303,6 +294,19 @@ func (a *App) wordsOf(dirfd int, d v1.Descriptor) (*readIndex, error) {
 		return ri, nil
 	}
 	return a.readIndex(dirfd, d)
+}
+
+// unreadable is an index that could not be read, for that reason.
+func (a *App) unreadable(d v1.Descriptor, err error) unread {
+	if errors.Is(err, ErrMissing) {
+		return unread{Descriptor: d}
+	}
+	at := time.Now().UnixNano()
+	attr, _ := lstat(a.parent, a.path+"/"+BlobPath(d.Digest))
+	if errors.Is(err, ErrCorrupt) {
+		return unread{d, a.sightingOf(d, attr)}
+	}
+	return unread{d, a.keeper.ofDir(attr, at)} // it is closed: when it is opened, that shows in its times
 }
 
 // sightingOf is what readIndex has seen of an index that it could not read, if its file still has that status.

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"irfs/internal/irfstest"
 	"irfs/layout"
 	"irfs/layout/sample"
 )
@@ -14,7 +15,7 @@ import (
 // What may not be remembered is not, wherever what stands against that is: in a directory, in the file, or in who has it open.
 func TestProven(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("only root can give files away") // CI is root
+		irfstest.Skip(t, "only root can give files away")
 	}
 	l := sample.New()
 	image := l.Image(sample.Linux("amd64"))
