@@ -81,29 +81,32 @@ func (k *keeper) members(gid uint32) ([]uint32, error) {
 	return list, k.groups.err
 }
 
+// eachRecord calls do with the fields of each line of a file, if there is one.
+func eachRecord(name string, do func(f []string)) error {
+	file, err := os.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	lines := bufio.NewScanner(file)
+	for lines.Scan() {
+		do(strings.Split(strings.TrimSpace(lines.Text()), ":"))
+	}
+	return lines.Err()
+}
+
 func readGroups() groups {
 	g := groups{members: map[uint32][]uint32{}}
-	fields := func(name string, do func(f []string)) {
-		file, err := os.Open(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			return
-		}
-		if err != nil {
-			g.err = err
-			return
-		}
-		defer file.Close()
-		lines := bufio.NewScanner(file)
-		for lines.Scan() {
-			do(strings.Split(strings.TrimSpace(lines.Text()), ":"))
-		}
-		g.err = errors.Join(g.err, lines.Err())
-	}
-	fields(groupFiles[0], func(f []string) {
+	read := func(name string, do func(f []string)) { g.err = errors.Join(g.err, eachRecord(name, do)) }
+	read(groupFiles[0], func(f []string) {
 		if !slices.Contains([]string{"passwd", "group", "initgroups"}, f[0]) || len(f) < 2 {
 			return
 		}
-		for _, source := range strings.Fields(f[1]) {
+		sources, _, _ := strings.Cut(f[1], "#")
+		for _, source := range strings.Fields(sources) {
 			if !slices.Contains([]string{"files", "systemd"}, source) && source[0] != '[' {
 				g.err = fmt.Errorf("%s names %q as a source of users and groups", groupFiles[0], source)
 			}
@@ -115,7 +118,7 @@ func readGroups() groups {
 		}
 	}
 	ids := map[string]uint32{}
-	fields(groupFiles[1], func(f []string) {
+	read(groupFiles[1], func(f []string) {
 		if len(f) < 4 {
 			return
 		}
@@ -126,7 +129,7 @@ func readGroups() groups {
 			g.members[uint32(gid)] = append(g.members[uint32(gid)], uint32(id))
 		}
 	})
-	fields(groupFiles[2], func(f []string) {
+	read(groupFiles[2], func(f []string) {
 		if len(f) < 4 {
 			return
 		}
