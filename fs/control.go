@@ -291,16 +291,16 @@ func (t *Tree) findCertificate(c *command, read func(string) ([]byte, error)) (t
 
 // bound tells which content a control file was opened on: the digests of the
 // configs of the images that a signing would sign.
-func (d *imageDir) bound() ([]digest.Digest, error) {
-	image, err := d.open()
+func (d *imageDir) bound(ctx context.Context) ([]digest.Digest, error) {
+	image, err := d.open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return configsOf(image.snap, image.entry)
+	return configsOf(ctx, image.snap, image.entry)
 }
 
-func configsOf(snap *layout.Snapshot, e layout.Entry) ([]digest.Digest, error) {
-	images, err := snap.Images(e)
+func configsOf(ctx context.Context, snap *layout.Snapshot, e layout.Entry) ([]digest.Digest, error) {
+	images, err := snap.Images(ctx, e)
 	if err != nil {
 		return nil, err
 	}
@@ -319,20 +319,20 @@ func configsOf(snap *layout.Snapshot, e layout.Entry) ([]digest.Digest, error) {
 
 // pick finds, in a state of the app, what is to be signed: the image that was
 // opened, though somebody else may have signed it since.
-func (t *Tree) pick(d *imageDir, bound []digest.Digest) func(*layout.Snapshot) ([]layout.Entry, error) {
+func (t *Tree) pick(ctx context.Context, d *imageDir, bound []digest.Digest) func(*layout.Snapshot) ([]layout.Entry, error) {
 	return func(snap *layout.Snapshot) ([]layout.Entry, error) {
 		now := *d
-		e, err := now.find(snap)
+		e, err := now.find(ctx, snap)
 		for d.digest != "" && errors.Is(err, layout.ErrNotFound) {
 			t.mu.Lock()
 			next, ok := t.moved[movedKey{d.app, now.digest}]
 			t.mu.Unlock()
 			if !ok {
-				e, err = resigned(snap, bound)
+				e, err = resigned(ctx, snap, bound)
 				break
 			}
 			now.digest = next
-			e, err = now.find(snap)
+			e, err = now.find(ctx, snap)
 		}
 		if errors.Is(err, layout.ErrNotFound) {
 			return nil, &fault{errStale, "the image is not there any more; open it again"}
@@ -340,7 +340,7 @@ func (t *Tree) pick(d *imageDir, bound []digest.Digest) func(*layout.Snapshot) (
 		if err != nil {
 			return nil, err
 		}
-		configs, err := configsOf(snap, e)
+		configs, err := configsOf(ctx, snap, e)
 		if err != nil {
 			return nil, err
 		}
@@ -353,14 +353,14 @@ func (t *Tree) pick(d *imageDir, bound []digest.Digest) func(*layout.Snapshot) (
 
 // resigned finds an image by its config, after another process signed it and
 // so gave it a new digest.
-func resigned(snap *layout.Snapshot, bound []digest.Digest) (layout.Entry, error) {
-	entries, err := snap.Entries()
+func resigned(ctx context.Context, snap *layout.Snapshot, bound []digest.Digest) (layout.Entry, error) {
+	entries, err := snap.Entries(ctx)
 	if err != nil {
 		return layout.Entry{}, err
 	}
 	var found []layout.Entry
 	for _, e := range entries {
-		configs, err := configsOf(snap, e)
+		configs, err := configsOf(ctx, snap, e)
 		if err != nil {
 			return layout.Entry{}, err
 		}
@@ -394,7 +394,7 @@ func (t *Tree) command(ctx context.Context, d *imageDir, bound []digest.Digest, 
 				if !t.Verifier.Trust.Has(signer.CA()) {
 					note = "; this mount does not trust root CA " + signer.CA().Fingerprint()
 				}
-				outcome, err = signer.Sign(ctx, app, t.pick(d, bound))
+				outcome, err = signer.Sign(ctx, app, t.pick(ctx, d, bound))
 			}
 		}
 	}
@@ -408,7 +408,7 @@ func (t *Tree) command(ctx context.Context, d *imageDir, bound []digest.Digest, 
 		text = outcome.Text() + note
 	}
 	text = escape(text, false)
-	t.remember(d, app, change, text)
+	t.remember(ctx, d, app, change, text)
 	t.log.add(c.UID, "sign", d.path(), text)
 	return text, change, err
 }
@@ -436,7 +436,7 @@ func inWords(err error) string {
 }
 
 // remember keeps what became of digests, and the outcome for who reads `sign`.
-func (t *Tree) remember(d *imageDir, app *layout.App, change *layout.Change, text string) {
+func (t *Tree) remember(ctx context.Context, d *imageDir, app *layout.App, change *layout.Change, text string) {
 	t.mu.Lock()
 	if len(t.moved) > 1<<16 {
 		clear(t.moved)
@@ -458,12 +458,12 @@ func (t *Tree) remember(d *imageDir, app *layout.App, change *layout.Change, tex
 	var entry layout.Entry
 	err := errAbsent
 	if change != nil { // what is there now need not be asked for
-		if entry, err = d.find(change.Before); err == nil {
+		if entry, err = d.find(ctx, change.Before); err == nil {
 			entry.Digest = cmp.Or(change.Moved[entry.Digest], entry.Digest)
 		}
 	}
 	if err != nil {
-		image, err := d.open()
+		image, err := d.open(ctx)
 		if err != nil {
 			return
 		}

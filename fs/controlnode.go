@@ -46,7 +46,7 @@ func (n *controlNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, 
 	}
 	h := &controlHandle{caller: callerOf(ctx), text: now.data}
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
-		h.bound, h.err = n.item.control.bound()
+		h.bound, h.err = n.item.control.bound(ctx)
 	}
 	// With PARALLEL_DIRECT_WRITES a writer that waits for another one can be killed.
 	return h, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES, 0

@@ -334,13 +334,13 @@ func FuzzReference(f *testing.F) {
 			t.Fatalf("%v, %v", err, snap.Err)
 		}
 		if tag != "" {
-			if e, err := snap.Resolve(tag); err != nil || e.Digest != image.Digest {
+			if e, err := snap.Resolve(t.Context(), tag); err != nil || e.Digest != image.Digest {
 				if _, err := layout.ParseDigest(tag); err != nil { // one that is a digest is taken for it
 					t.Fatalf("the tag %q: %s, %v", tag, e.Digest, err)
 				}
 			}
 		}
-		if e, err := snap.Resolve(ref); err == nil && ref != tag && ref != string(image.Digest) {
+		if e, err := snap.Resolve(t.Context(), ref); err == nil && ref != tag && ref != string(image.Digest) {
 			t.Fatalf("%q resolves to %s", ref, e.Digest)
 		} else if err != nil && !errors.Is(err, layout.ErrNotFound) && !errors.Is(err, layout.ErrDigest) {
 			t.Fatalf("%q: an error of another kind: %v", ref, err)

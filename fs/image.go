@@ -36,13 +36,13 @@ type image struct {
 }
 
 // open finds out what the directory stands for now.
-func (d *imageDir) open() (*image, error) {
+func (d *imageDir) open(ctx context.Context) (*image, error) {
 	app, snap, err := d.t.look(d.app)
 	if err != nil {
 		return nil, err
 	}
-	fixed := snap.WordsFixed()
-	entry, err := d.find(snap)
+	fixed := snap.WordsFixed(ctx)
+	entry, err := d.find(ctx, snap)
 	if err != nil {
 		return nil, absent(err)
 	}
@@ -50,18 +50,18 @@ func (d *imageDir) open() (*image, error) {
 }
 
 // find gives the entry that the directory stands for in a state of the app.
-func (d *imageDir) find(snap *layout.Snapshot) (layout.Entry, error) {
+func (d *imageDir) find(ctx context.Context, snap *layout.Snapshot) (layout.Entry, error) {
 	var e layout.Entry
 	var err error
 	if d.digest != "" {
-		e, err = snap.Digest(d.digest)
+		e, err = snap.Digest(ctx, d.digest)
 	} else {
-		e, err = snap.Tag(d.tag)
+		e, err = snap.Tag(ctx, d.tag)
 	}
 	if err != nil || d.platform == "" {
 		return e, err
 	}
-	list, err := platformsOf(snap, e)
+	list, err := platformsOf(ctx, snap, e)
 	if err != nil {
 		return e, err
 	}
@@ -73,8 +73,8 @@ func (d *imageDir) find(snap *layout.Snapshot) (layout.Entry, error) {
 	return e, fmt.Errorf("no image for %s: %w", d.platform, layout.ErrNotFound)
 }
 
-func (d *imageDir) item(context.Context) (*Item, error) {
-	image, err := d.open()
+func (d *imageDir) item(ctx context.Context) (*Item, error) {
+	image, err := d.open(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -89,9 +89,9 @@ func (d *imageDir) item(context.Context) (*Item, error) {
 
 // at does something with the image. If that has doubts, and the app is in another state by then, it is done again:
 // what the old state needed may have been removed, as nothing needs it any more.
-func (d *imageDir) at(do func(*image) error) error {
+func (d *imageDir) at(ctx context.Context, do func(*image) error) error {
 	for try := 0; ; try++ {
-		image, err := d.open()
+		image, err := d.open(ctx)
 		if err != nil {
 			return err
 		}
@@ -108,7 +108,7 @@ func (d *imageDir) at(do func(*image) error) error {
 }
 
 func (d *imageDir) lookup(ctx context.Context, name string) (item *Item, err error) {
-	err = d.at(func(image *image) (err error) {
+	err = d.at(ctx, func(image *image) (err error) {
 		item, err = d.file(ctx, image, name)
 		return err
 	})
@@ -130,15 +130,15 @@ func (d *imageDir) file(ctx context.Context, image *image, name string) (*Item, 
 	return nil, errAbsent
 }
 
-func (d *imageDir) list(context.Context) (list []Name, err error) {
-	err = d.at(func(image *image) (err error) {
-		list, err = d.names(image)
+func (d *imageDir) list(ctx context.Context) (list []Name, err error) {
+	err = d.at(ctx, func(image *image) (err error) {
+		list, err = d.names(ctx, image)
 		return err
 	})
 	return list, err
 }
 
-func (d *imageDir) names(image *image) ([]Name, error) {
+func (d *imageDir) names(ctx context.Context, image *image) ([]Name, error) {
 	manifest, err := image.manifest()
 	if err != nil && !errors.Is(err, errAbsent) {
 		return nil, err
@@ -415,16 +415,16 @@ func (d *platformsDir) item(ctx context.Context) (*Item, error) {
 	return item, err
 }
 
-func (d *platformsDir) images() ([]platformImage, error) {
-	image, err := d.of.open()
+func (d *platformsDir) images(ctx context.Context) ([]platformImage, error) {
+	image, err := d.of.open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return platformsOf(image.snap, image.entry)
+	return platformsOf(ctx, image.snap, image.entry)
 }
 
 func (d *platformsDir) lookup(ctx context.Context, name string) (*Item, error) {
-	list, err := d.images()
+	list, err := d.images(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -437,8 +437,8 @@ func (d *platformsDir) lookup(ctx context.Context, name string) (*Item, error) {
 	return nil, errAbsent
 }
 
-func (d *platformsDir) list(context.Context) ([]Name, error) {
-	images, err := d.images()
+func (d *platformsDir) list(ctx context.Context) ([]Name, error) {
+	images, err := d.images(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -457,8 +457,8 @@ type platformImage struct {
 
 // platformsOf lists the images that count in an entry by the names that they
 // have in platforms/. Names that would be the same get the digest's beginning.
-func platformsOf(snap *layout.Snapshot, e layout.Entry) ([]platformImage, error) {
-	images, err := snap.Images(e)
+func platformsOf(ctx context.Context, snap *layout.Snapshot, e layout.Entry) ([]platformImage, error) {
+	images, err := snap.Images(ctx, e)
 	if errors.Is(err, layout.ErrCorrupt) {
 		return nil, nil
 	}

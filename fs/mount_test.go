@@ -460,7 +460,7 @@ func grow(t *testing.T, w *world, digest string) {
 	t.Helper()
 	const size = 16 << 30
 	snap := snapshot(t, w.registry)
-	e, err := snap.Tag("big")
+	e, err := snap.Tag(t.Context(), "big")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -108,7 +108,7 @@ func (t *Tree) appStatus(ctx context.Context, name string, full bool) ([]Row, er
 	var rows []Row
 	add := func(ref string, e layout.Entry) error {
 		before := len(rows)
-		images, err := snap.Images(e)
+		images, err := snap.Images(ctx, e)
 		if errors.Is(err, layout.ErrCorrupt) {
 			images = []layout.Entry{e}
 		} else if err != nil {
@@ -134,7 +134,7 @@ func (t *Tree) appStatus(ctx context.Context, name string, full bool) ([]Row, er
 		return err
 	}
 	for _, tag := range snap.Tags() {
-		e, err := snap.Tag(tag)
+		e, err := snap.Tag(ctx, tag)
 		if err == nil {
 			err = add(tag, e)
 		}
@@ -142,7 +142,7 @@ func (t *Tree) appStatus(ctx context.Context, name string, full bool) ([]Row, er
 			return nil, err
 		}
 	}
-	top, err := snap.Top()
+	top, err := snap.Top(ctx)
 	if err != nil {
 		return nil, err
 	}

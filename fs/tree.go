@@ -406,11 +406,11 @@ func (t *Tree) Check(ctx context.Context, app *layout.App, snap *layout.Snapshot
 		return append(wrong, snap.Err.Error()), nil
 	}
 	for _, tag := range snap.Tags() {
-		if e, err := snap.Tag(tag); err == nil && e.Digest == "" {
+		if e, err := snap.Tag(ctx, tag); err == nil && e.Digest == "" {
 			wrong = append(wrong, e.Err.Error())
 		}
 	}
-	entries, err := snap.Entries()
+	entries, err := snap.Entries(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -562,7 +562,7 @@ func (d *imagesDir) lookup(ctx context.Context, name string) (*Item, error) {
 	return image.item(ctx)
 }
 
-func (d *imagesDir) list(context.Context) ([]Name, error) {
+func (d *imagesDir) list(ctx context.Context) ([]Name, error) {
 	_, snap, err := d.t.look(d.app)
 	if err != nil {
 		return nil, err
@@ -578,7 +578,7 @@ func (d *imagesDir) list(context.Context) ([]Name, error) {
 			}
 		}
 	} else {
-		entries, err := snap.Entries()
+		entries, err := snap.Entries(ctx)
 		if err != nil {
 			return nil, err
 		}

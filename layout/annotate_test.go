@@ -22,7 +22,7 @@ func TestAnnotateWhatIsMovedAway(t *testing.T) {
 	must(t, err)
 	var before map[string]string
 	_, err = app.Annotate(context.Background(), func(snap *layout.Snapshot) ([]layout.Edit, error) {
-		e, err := snap.Tag("x")
+		e, err := snap.Tag(t.Context(), "x")
 		must(t, err)
 		m, err := snap.Manifest(e)
 		must(t, os.Rename(dir+"/app", dir+"/away"))

@@ -311,7 +311,7 @@ func (s *Snapshot) TagsOf(d digest.Digest) []string {
 }
 
 // Tag gives what a tag names; ErrNotFound if there is no such tag.
-func (s *Snapshot) Tag(tag string) (Entry, error) {
+func (s *Snapshot) Tag(ctx context.Context, tag string) (Entry, error) {
 	if s.Err != nil {
 		return Entry{}, s.Err
 	}
@@ -319,7 +319,7 @@ func (s *Snapshot) Tag(tag string) (Entry, error) {
 	case 0:
 		return Entry{}, kindf(ErrNotFound, "%s: no tag %q", s.app.Name, tag)
 	case 1:
-		return s.judged(s.row(int(list[0])))
+		return s.judged(ctx, s.row(int(list[0])))
 	}
 	return Entry{Err: corruptf("%s: the tag %q is given twice", indexName, tag)}, nil
 }
@@ -329,29 +329,29 @@ func (s *Snapshot) row(i int) Entry { return Entry{Descriptor: s.descriptor(i)} 
 
 // Digest gives the image or index of that digest; ErrNotFound if index.json
 // does not reach it.
-func (s *Snapshot) Digest(d digest.Digest) (Entry, error) {
+func (s *Snapshot) Digest(ctx context.Context, d digest.Digest) (Entry, error) {
 	if s.Err != nil {
 		return Entry{}, s.Err
 	}
 	if rows := s.of(d); len(rows) > 0 {
-		return s.judged(s.row(int(rows[0])))
+		return s.judged(ctx, s.row(int(rows[0])))
 	}
-	e, ok, err := s.nested(d)
+	e, ok, err := s.nested(ctx, d)
 	switch {
 	case err != nil:
 		return e, err
 	case !ok:
 		return e, kindf(ErrNotFound, "%s: no image or index %s", s.app.Name, d)
 	}
-	return s.judged(e)
+	return s.judged(ctx, e)
 }
 
 // Lists says whether index.json itself lists that digest.
 func (s *Snapshot) Lists(d digest.Digest) bool { return len(s.of(d)) > 0 }
 
 // Top lists what index.json itself lists, in its order.
-func (s *Snapshot) Top() ([]Entry, error) {
-	said, err := s.wording()
+func (s *Snapshot) Top(ctx context.Context) ([]Entry, error) {
+	said, err := s.wording(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -363,13 +363,13 @@ func (s *Snapshot) Top() ([]Entry, error) {
 }
 
 // Resolve gives what a reference names, a digest or else a tag.
-func (s *Snapshot) Resolve(ref string) (Entry, error) {
+func (s *Snapshot) Resolve(ctx context.Context, ref string) (Entry, error) {
 	d, err := ParseDigest(ref)
 	if err == nil {
-		return s.Digest(d)
+		return s.Digest(ctx, d)
 	}
 	if len(s.tagged(ref)) == 0 && (strings.HasPrefix(ref, "sha256:") || strings.HasPrefix(ref, "sha512:")) {
 		return Entry{}, err
 	}
-	return s.Tag(ref)
+	return s.Tag(ctx, ref)
 }

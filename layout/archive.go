@@ -415,7 +415,7 @@ func (u *unpacking) reach(snap *Snapshot) (map[digest.Digest]bool, error) {
 			return nil, missing(d)
 		}
 	}
-	entries, err := snap.Entries()
+	entries, err := snap.Entries(u.ctx)
 	if err != nil {
 		return nil, err
 	}

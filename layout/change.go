@@ -153,15 +153,15 @@ func (a *App) Annotate(ctx context.Context, plan func(*Snapshot) ([]Edit, error)
 		if err != nil {
 			return err
 		}
-		blobs, index, list, moved, err := snap.rewrite(raw, edits)
+		blobs, index, list, moved, err := snap.rewrite(ctx, raw, edits)
 		if err != nil {
 			return err
 		}
 		change = &Change{Moved: moved, Before: snap}
 		if len(moved) == 0 {
-			return l.settle(snap, edits)
+			return l.settle(ctx, snap, edits)
 		}
-		change.LeftBehind = snap.leftBehind(moved)
+		change.LeftBehind = snap.leftBehind(ctx, moved)
 		sum := make(chan [sha256.Size]byte, 1)
 		if list != nil {
 			go func() { sum <- sha256.Sum256(index) }() // while it is written
@@ -215,8 +215,8 @@ func (a *App) change(ctx context.Context, try func(l *locked, snap *Snapshot, ra
 
 // settle makes durable what was found to be as it should: whoever wrote it may
 // have been killed before he did, or may never do.
-func (l *locked) settle(snap *Snapshot, edits []Edit) error {
-	r, err := snap.all()
+func (l *locked) settle(ctx context.Context, snap *Snapshot, edits []Edit) error {
+	r, err := snap.all(ctx)
 	if err != nil {
 		return err
 	}
@@ -340,8 +340,8 @@ func (w *rewriting) reindex(app *App, dirfd int, e Entry) error {
 
 // rewrite computes, in memory and bottom-up, every blob that the edits make
 // new, the new index.json with its rows (or nil), and which digest becomes which.
-func (s *Snapshot) rewrite(raw []byte, edits []Edit) ([]newBlob, []byte, *rows, map[digest.Digest]digest.Digest, error) {
-	r, err := s.all()
+func (s *Snapshot) rewrite(ctx context.Context, raw []byte, edits []Edit) ([]newBlob, []byte, *rows, map[digest.Digest]digest.Digest, error) {
+	r, err := s.all(ctx)
 	if err != nil {
 		return nil, nil, nil, nil, err
 	}
@@ -594,7 +594,7 @@ var seed = maphash.MakeSeed()
 // leftBehind names what refers to a manifest that the change replaces:
 // tags as cosign and the referrers tag schema make them, and manifests
 // with a subject (OCI image-spec v1.1, manifest.md).
-func (s *Snapshot) leftBehind(moved map[digest.Digest]digest.Digest) []string {
+func (s *Snapshot) leftBehind(ctx context.Context, moved map[digest.Digest]digest.Digest) []string {
 	var left []string
 	for old := range moved {
 		prefix := old.Algorithm().String() + "-" + old.Encoded()
@@ -609,7 +609,7 @@ func (s *Snapshot) leftBehind(moved map[digest.Digest]digest.Digest) []string {
 			}
 		}
 	}
-	r, err := s.all()
+	r, err := s.all(ctx)
 	if err != nil {
 		return left
 	}

@@ -190,7 +190,7 @@ func TestAnnotateIsCarriedUp(t *testing.T) {
 				t.Errorf("moved: %v", change.Moved)
 			}
 			for _, d := range append(above, image) {
-				if e, err := snapshot(t, app).Resolve(string(change.Moved[d.Digest])); err != nil || e.Err != nil {
+				if e, err := snapshot(t, app).Resolve(t.Context(), string(change.Moved[d.Digest])); err != nil || e.Err != nil {
 					t.Errorf("%s is not there as %s: %v %v", d.Digest, change.Moved[d.Digest], err, e.Err)
 				}
 			}
@@ -217,9 +217,9 @@ func TestAnnotateInlineAndIndented(t *testing.T) {
 	must(t, err)
 	snap := snapshot(t, app)
 	for _, tag := range snap.Tags() {
-		e, err := snap.Tag(tag)
+		e, err := snap.Tag(t.Context(), tag)
 		must(t, err)
-		images, err := snap.Images(e)
+		images, err := snap.Images(t.Context(), e)
 		must(t, err)
 		for _, e := range append(images, e) {
 			got, err := snap.Manifest(e)
@@ -232,7 +232,7 @@ func TestAnnotateInlineAndIndented(t *testing.T) {
 	text := l.Bytes(m)
 	end := "\n}\n"
 	wanted := string(text[:len(text)-len(end)]) + ",\n  \"annotations\": {\n    \"key\": \"value\"\n  }" + end
-	if e, _ := snap.Tag("x"); string(e.Data) != wanted || change.Moved[m.Digest] != e.Digest {
+	if e, _ := snap.Tag(t.Context(), "x"); string(e.Data) != wanted || change.Moved[m.Digest] != e.Digest {
 		t.Errorf("%s\nwant %s", e.Data, wanted)
 	}
 }
@@ -271,7 +271,7 @@ func TestAnnotateAnyLayout(t *testing.T) {
 		must(t, l.WriteDir(dir+"/app"))
 		app := appIn(t, dir)
 
-		entries, err := snapshot(t, app).Entries()
+		entries, err := snapshot(t, app).Entries(t.Context())
 		must(t, err)
 		reached := map[digest.Digest]bool{}
 		for _, e := range entries {
@@ -342,7 +342,7 @@ func TestAnnotateOverWhatIsThere(t *testing.T) {
 	change, err := annotate(context.Background(), reference, "x", "value")
 	must(t, err)
 	snap := snapshot(t, reference)
-	e, err := snap.Tag("x")
+	e, err := snap.Tag(t.Context(), "x")
 	must(t, err)
 	m, err := snap.Manifest(e)
 	must(t, err)
@@ -486,12 +486,12 @@ func TestAnnotateInParallel(t *testing.T) {
 	}
 	all.Wait()
 	snap := snapshot(t, one)
-	index, err := snap.Tag("index")
+	index, err := snap.Tag(t.Context(), "index")
 	must(t, err)
-	inIndex, err := snap.Images(index)
+	inIndex, err := snap.Images(t.Context(), index)
 	must(t, err)
 	for i := range images {
-		e, err := snap.Tag(fmt.Sprint(i))
+		e, err := snap.Tag(t.Context(), fmt.Sprint(i))
 		must(t, err)
 		m, err := snap.Manifest(e)
 		must(t, err)
@@ -620,14 +620,14 @@ func TestAnnotateUponAnotherToolsChange(t *testing.T) {
 			must(t, err)
 			write(t, file, strings.Replace(string(text), `"x"`, `"y"`, 1))
 		}
-		e, err := snap.Tag(tag)
+		e, err := snap.Tag(t.Context(), tag)
 		must(t, err)
 		m, err := snap.Manifest(e)
 		return []layout.Edit{{Manifest: m, Set: []layout.Annotation{{Key: "key", Value: tag}}}}, err
 	})
 	must(t, err)
 	snap := snapshot(t, app)
-	e, err := snap.Tag("y")
+	e, err := snap.Tag(t.Context(), "y")
 	must(t, err)
 	m, err := snap.Manifest(e)
 	must(t, err)

@@ -50,14 +50,14 @@ func (a *App) Collect(ctx context.Context, grace time.Duration, dryRun bool) (re
 		l.clean()
 		clean(a.parent)
 	}
-	used, err := snap.used()
+	used, err := snap.used(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("%s: nothing is removed, for not all that is in use is known: %w", a.Name, err)
 	}
 	if !dryRun {
 		// After a power cut the index.json that was may come back, and with it the use of what this one
 		// does not use.
-		if err := l.settle(snap, nil); err != nil {
+		if err := l.settle(ctx, snap, nil); err != nil {
 			return nil, err
 		}
 	}
@@ -87,8 +87,8 @@ func (a *App) Collect(ctx context.Context, grace time.Duration, dryRun bool) (re
 
 // used is every digest that index.json reaches, and every digest that any
 // manifest so reached has a word of, of whatever kind it is.
-func (s *Snapshot) used() (map[digest.Digest]bool, error) {
-	entries, err := s.Entries()
+func (s *Snapshot) used(ctx context.Context) (map[digest.Digest]bool, error) {
+	entries, err := s.Entries(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package layout
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"io/fs"
 	"maps"
@@ -73,7 +74,7 @@ func (w *wording) judge(e Entry) Entry {
 
 // wording returns what index.json and all nested indexes say. It does not become another as long as index.json has these bytes, for digests
 // stand for bytes; unless an index can be read by now that could not.
-func (s *Snapshot) wording() (*wording, error) {
+func (s *Snapshot) wording(ctx context.Context) (*wording, error) {
 	if len(s.indexes) == 0 {
 		return &s.said, nil
 	}
@@ -87,7 +88,7 @@ func (s *Snapshot) wording() (*wording, error) {
 	s.asked = time.Now()
 	s.took = s.asked.Sub(began)
 	if !known {
-		r, err := s.walk(nil, s.app.wordsOf)
+		r, err := s.walk(ctx, nil, s.app.wordsOf)
 		if err != nil {
 			return nil, err
 		}
@@ -110,8 +111,8 @@ func (s *Snapshot) stillUnread(list []unread) bool {
 	return true
 }
 
-func (s *Snapshot) judged(e Entry) (Entry, error) {
-	said, err := s.wording()
+func (s *Snapshot) judged(ctx context.Context, e Entry) (Entry, error) {
+	said, err := s.wording(ctx)
 	if err != nil {
 		return e, err
 	}
@@ -120,8 +121,8 @@ func (s *Snapshot) judged(e Entry) (Entry, error) {
 
 // WordsFixed reports whether what is said of any image is in index.json alone, or in nested indexes that were all read: then it does not
 // become another as long as index.json has these bytes.
-func (s *Snapshot) WordsFixed() bool {
-	said, err := s.wording()
+func (s *Snapshot) WordsFixed(ctx context.Context) bool {
+	said, err := s.wording(ctx)
 	return err == nil && len(said.unread) == 0
 }
 
@@ -143,11 +144,11 @@ type node struct {
 
 // walk visits what a descriptor leads to, or index.json with nil, breadth first, so that a
 // digest that is reached in several ways is visited at its least depth, once. A walk from index.json makes the wording, any other one begins with that.
-func (s *Snapshot) walk(from *v1.Descriptor, read func(dirfd int, d v1.Descriptor) (*readIndex, error)) (*reached, error) {
+func (s *Snapshot) walk(ctx context.Context, from *v1.Descriptor, read func(dirfd int, d v1.Descriptor) (*readIndex, error)) (*reached, error) {
 	said := &s.said
 	if from != nil {
 		var err error
-		if said, err = s.wording(); err != nil {
+		if said, err = s.wording(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -332,7 +333,7 @@ func (a *App) usable(dirfd int, ri *readIndex) (*readIndex, error) {
 }
 
 // all gives a walk over everything, as the nested indexes are now.
-func (s *Snapshot) all() (*reached, error) {
+func (s *Snapshot) all(ctx context.Context) (*reached, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if r := s.reached; r != nil {
@@ -340,7 +341,7 @@ func (s *Snapshot) all() (*reached, error) {
 			return r, err
 		}
 	}
-	r, err := s.walk(nil, s.app.readIndex)
+	r, err := s.walk(ctx, nil, s.app.readIndex)
 	if err == nil {
 		s.words, err = r.said, r.closed
 	}
@@ -385,7 +386,7 @@ func (s *Snapshot) current(r *reached, only []digest.Digest) (bool, error) {
 
 // nested finds a digest that index.json itself does not list. For one that is
 // there only the indexes on the way to it are looked at again.
-func (s *Snapshot) nested(d digest.Digest) (Entry, bool, error) {
+func (s *Snapshot) nested(ctx context.Context, d digest.Digest) (Entry, bool, error) {
 	s.mu.Lock()
 	r := s.reached
 	s.mu.Unlock()
@@ -396,7 +397,7 @@ func (s *Snapshot) nested(d digest.Digest) (Entry, bool, error) {
 			}
 		}
 	}
-	r, err := s.all()
+	r, err := s.all(ctx)
 	if err != nil {
 		return Entry{}, false, err
 	}
@@ -440,11 +441,11 @@ func (r *reached) above(ds ...digest.Digest) []digest.Digest {
 
 // Entries lists every image and index that index.json reaches, each digest
 // once, those of index.json first.
-func (s *Snapshot) Entries() ([]Entry, error) {
+func (s *Snapshot) Entries(ctx context.Context) ([]Entry, error) {
 	if s.Err != nil {
 		return nil, s.Err
 	}
-	r, err := s.all()
+	r, err := s.all(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -466,16 +467,16 @@ func (s *Snapshot) Entries() ([]Entry, error) {
 // every depth, each digest once for each platform that it is given for. An index that cannot be relied on is in the
 // list, with its Err; one that is not in the layout is not. What is not an
 // index is its own only image.
-func (s *Snapshot) Images(e Entry) ([]Entry, error) {
+func (s *Snapshot) Images(ctx context.Context, e Entry) ([]Entry, error) {
 	if !IsIndex(e.MediaType) || e.Err != nil {
 		return []Entry{e}, nil
 	}
-	r, err := s.walk(&e.Descriptor, s.app.readIndex)
+	r, err := s.walk(ctx, &e.Descriptor, s.app.readIndex)
 	if err == nil && r.nowRead() {
 		s.mu.Lock()
 		s.asked = time.Time{}
 		s.mu.Unlock()
-		r, err = s.walk(&e.Descriptor, s.app.readIndex)
+		r, err = s.walk(ctx, &e.Descriptor, s.app.readIndex)
 	}
 	if err != nil {
 		return nil, err

@@ -20,9 +20,9 @@ func TestImagesOfTwoPlatforms(t *testing.T) {
 	v7.Platform = &v1.Platform{OS: "linux", Architecture: "arm", Variant: "v7"}
 	l.Tag("x", l.Index(v6, l.Index(v7, v6), v7))
 	snap := snapshot(t, appOf(t, l))
-	e, err := snap.Tag("x")
+	e, err := snap.Tag(t.Context(), "x")
 	must(t, err)
-	images, err := snap.Images(e)
+	images, err := snap.Images(t.Context(), e)
 	must(t, err)
 	var names []string
 	for _, image := range images {
@@ -46,7 +46,7 @@ func TestManyTagsOnOneDigest(t *testing.T) {
 	}
 	snap := snapshot(t, appOf(t, l))
 	start := time.Now()
-	top := must2(snap.Top())
+	top := must2(snap.Top(t.Context()))
 	if d := time.Since(start); d > 5*time.Second {
 		t.Errorf("it took %v", d)
 	}

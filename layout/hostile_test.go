@@ -45,7 +45,7 @@ func signer(t testing.TB) *sign.Signer {
 
 func signRef(t testing.TB, app *layout.App, ref string) (*sign.Outcome, error) {
 	return signer(t).Sign(context.Background(), app, func(snap *layout.Snapshot) ([]layout.Entry, error) {
-		e, err := snap.Resolve(ref)
+		e, err := snap.Resolve(t.Context(), ref)
 		return []layout.Entry{e}, err
 	})
 }
@@ -78,7 +78,7 @@ func verdict(t testing.TB, app *layout.App, ref string, full bool) (sign.Status,
 	if snap.Err != nil {
 		return sign.Corrupt, snap.Err.Error()
 	}
-	e, err := snap.Resolve(ref)
+	e, err := snap.Resolve(t.Context(), ref)
 	must(t, err)
 	v, err := sign.NewVerifier(sign.NewTrust(keys().ca.Public())).Verify(context.Background(), app, snap, e, full)
 	must(t, err)
@@ -458,7 +458,7 @@ func TestLeaseOnABlob(t *testing.T) {
 	dir := writeApp(t, l)
 	app := appIn(t, dir)
 	snap := snapshot(t, app)
-	e, err := snap.Tag("x")
+	e, err := snap.Tag(t.Context(), "x")
 	must(t, err)
 	file, err := os.OpenFile(filepath.Join(dir, "app", sample.Path(e.Digest)), os.O_RDWR, 0)
 	must(t, err)
@@ -494,7 +494,7 @@ func TestIndexInIndexInIndex(t *testing.T) {
 	if len(outcome.Change.Moved) != 1+layout.MaxIndexDepth || len(outcome.Images) != 1 {
 		t.Errorf("%d moved, %d images", len(outcome.Change.Moved), len(outcome.Images))
 	}
-	entries, err := snapshot(t, app).Entries()
+	entries, err := snapshot(t, app).Entries(t.Context())
 	must(t, err)
 	if len(entries) != 1+layout.MaxIndexDepth {
 		t.Errorf("%d entries", len(entries))

@@ -101,16 +101,16 @@ func TestClosedIndex(t *testing.T) {
 		app, err := reg.App("app")
 		must(t, err)
 		snap := snapshot(t, app)
-		e, err := snap.Tag("x")
+		e, err := snap.Tag(t.Context(), "x")
 		if err != nil || e.Err != nil || e.Digest != image.Digest {
 			t.Errorf("x: %v, %v", e, err)
 		}
-		e, err = snap.Tag("y")
+		e, err = snap.Tag(t.Context(), "y")
 		must(t, err)
-		if _, err := snap.Images(e); !os.IsPermission(err) {
+		if _, err := snap.Images(t.Context(), e); !os.IsPermission(err) {
 			t.Errorf("y: %v", err)
 		}
-		if _, err := snap.Entries(); !os.IsPermission(err) { // gc has to know all
+		if _, err := snap.Entries(t.Context()); !os.IsPermission(err) { // gc has to know all
 			t.Errorf("entries: %v", err)
 		}
 	})

@@ -117,7 +117,7 @@ func snapshot(t testing.TB, app *layout.App) *layout.Snapshot {
 // annotate sets one annotation on the image that ref names, as signing does.
 func annotate(ctx context.Context, app *layout.App, ref, value string) (*layout.Change, error) {
 	return app.Annotate(ctx, func(snap *layout.Snapshot) ([]layout.Edit, error) {
-		e, err := snap.Resolve(ref)
+		e, err := snap.Resolve(ctx, ref)
 		if err != nil {
 			return nil, err
 		}
@@ -248,19 +248,19 @@ func TestReferences(t *testing.T) {
 		"one": one, "alias": one, "index": index, "sha256:latest": three, "absent": absent,
 		one.Digest.String(): one, two.Digest.String(): two, three.Digest.String(): three, index.Digest.String(): index,
 	} {
-		if e, err := snap.Resolve(ref); err != nil || e.Err != nil || e.Digest != want.Digest || e.Size != want.Size {
+		if e, err := snap.Resolve(t.Context(), ref); err != nil || e.Err != nil || e.Digest != want.Digest || e.Size != want.Size {
 			t.Errorf("%s: %+v, %v", ref, e, err)
 		}
 	}
 	for _, ref := range []string{"none", "", "sha256:" + hexOf('1'), one.Digest.Encoded()} {
-		if _, err := snap.Resolve(ref); !errors.Is(err, layout.ErrNotFound) {
+		if _, err := snap.Resolve(t.Context(), ref); !errors.Is(err, layout.ErrNotFound) {
 			t.Errorf("%q: %v, want that it is not found", ref, err)
 		}
 	}
-	if _, err := snap.Resolve("sha256:../../etc/passwd"); !errors.Is(err, layout.ErrDigest) {
+	if _, err := snap.Resolve(t.Context(), "sha256:../../etc/passwd"); !errors.Is(err, layout.ErrDigest) {
 		t.Errorf("a malformed digest: %v", err)
 	}
-	entries, err := snap.Entries()
+	entries, err := snap.Entries(t.Context())
 	must(t, err)
 	var digests []string
 	for _, e := range entries {

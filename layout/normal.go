@@ -108,7 +108,7 @@ type normalising struct {
 // normalise gives the index.json for what snap was read from, and adds the
 // documents that it needs besides.
 func (u *unpacking) normalise(snap *Snapshot, index []byte) ([]byte, error) {
-	entries, err := snap.Entries()
+	entries, err := snap.Entries(u.ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +117,7 @@ func (u *unpacking) normalise(snap *Snapshot, index []byte) ([]byte, error) {
 			return nil, e.Err
 		}
 	}
-	r, err := snap.all()
+	r, err := snap.all(u.ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -669,7 +669,7 @@ func TestMergeMovesTags(t *testing.T) {
 		for _, image := range []v1.Descriptor{web, tool} {
 			_, err := importAs(ctx, reg, "app", archive(t, l.DockerSave(sample.Saved{Image: image, Names: []string{"nginx:1.25"}})), layout.OnExistMerge)
 			must(t, err)
-			if d := must2(snapshot(t, must2(reg.App("app"))).Top()); len(d) != 1 || d[0].Digest != dockerManifest(t, l, image) {
+			if d := must2(snapshot(t, must2(reg.App("app"))).Top(t.Context())); len(d) != 1 || d[0].Digest != dockerManifest(t, l, image) {
 				t.Errorf("index.json lists %v", d)
 			}
 		}

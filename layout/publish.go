@@ -191,7 +191,7 @@ func (s *Staged) merge(ctx context.Context, app *App, staged *Snapshot, mayMove 
 				return err
 			}
 		}
-		add, moved, err := s.toAdd(snap, staged, mayMove)
+		add, moved, err := s.toAdd(ctx, snap, staged, mayMove)
 		if err != nil {
 			return err
 		}
@@ -223,7 +223,7 @@ func (s *Staged) merge(ctx context.Context, app *App, staged *Snapshot, mayMove 
 			return err
 		}
 		if len(add)+len(moved) == 0 {
-			return l.settle(snap, nil)
+			return l.settle(ctx, snap, nil)
 		}
 		return l.swapIndex(ctx, snap, seen, f)
 	})
@@ -233,12 +233,12 @@ func (s *Staged) merge(ctx context.Context, app *App, staged *Snapshot, mayMove 
 // they stand there, and those that take the place of a row of the app's, whose tag
 // moves. Refused are a tag that would move and may not, and a descriptor, at any
 // depth, that says something else of a digest than the app's.
-func (s *Staged) toAdd(snap, staged *Snapshot, mayMove bool) (add [][]byte, moved map[int][]byte, err error) {
-	theirs, err := staged.Entries()
+func (s *Staged) toAdd(ctx context.Context, snap, staged *Snapshot, mayMove bool) (add [][]byte, moved map[int][]byte, err error) {
+	theirs, err := staged.Entries(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	ours, err := snap.all()
+	ours, err := snap.all(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -363,7 +363,7 @@ func (s *Staged) Keep(ctx context.Context, keep []digest.Digest, tag string) err
 		wanted[d] = true
 	}
 	err := s.App.change(ctx, func(l *locked, snap *Snapshot, raw []byte, seen sighting) error {
-		heir, err := heirs(snap, keep)
+		heir, err := heirs(ctx, snap, keep)
 		if err != nil {
 			return err
 		}
@@ -397,8 +397,8 @@ func (s *Staged) Keep(ctx context.Context, keep []digest.Digest, tag string) err
 
 // heirs gives, for indexes in index.json, the image or index of those to be kept
 // that takes its place.
-func heirs(snap *Snapshot, keep []digest.Digest) (map[digest.Digest]v1.Descriptor, error) {
-	r, err := snap.all()
+func heirs(ctx context.Context, snap *Snapshot, keep []digest.Digest) (map[digest.Digest]v1.Descriptor, error) {
+	r, err := snap.all(ctx)
 	if err != nil {
 		return nil, err
 	}

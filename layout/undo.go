@@ -1,6 +1,10 @@
 package layout
 
-import "github.com/opencontainers/go-digest"
+import (
+	"context"
+
+	"github.com/opencontainers/go-digest"
+)
 
 // A change of an app brings blobs first, and then the index.json that names
 // them. If it fails between the two, they go again. If it is killed there they
@@ -18,7 +22,7 @@ func (l *locked) takeBack() {
 	}
 	var used map[digest.Digest]bool
 	if !snap.Equal(l.first) {
-		if used, err = snap.used(); err != nil {
+		if used, err = snap.used(context.Background()); err != nil {
 			return
 		}
 	}

@@ -35,7 +35,7 @@ func TestVerifierForgetsWhatIsGone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e, err := snap.Tag("x")
+		e, err := snap.Tag(t.Context(), "x")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -82,7 +82,7 @@ func TestVerifierKeepsNothingOfWhatWasInTheWay(t *testing.T) {
 	must(err)
 	snap, err := a.Snapshot()
 	must(err)
-	e, err := snap.Tag("x")
+	e, err := snap.Tag(t.Context(), "x")
 	must(err)
 	v := NewVerifier(NewTrust())
 	for _, name := range []string{"", "/blobs", "/blobs/sha256", "/" + sample.Path(image.Digest)} {

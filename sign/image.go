@@ -123,7 +123,7 @@ func (s *Signer) Sign(ctx context.Context, app *layout.App, pick func(*layout.Sn
 		}
 		var edits []layout.Edit
 		for _, e := range entries {
-			more, out, err := s.edits(snap, e)
+			more, out, err := s.edits(ctx, snap, e)
 			if err != nil {
 				return nil, err
 			}
@@ -160,10 +160,10 @@ func (s *Signer) SignStaged(ctx context.Context, staged *layout.Staged, referenc
 	var picked []layout.Entry
 	outcome, err := s.Sign(ctx, staged.App, func(snap *layout.Snapshot) (_ []layout.Entry, err error) {
 		if reference == "" {
-			picked, err = Signable(snap)
+			picked, err = Signable(ctx, snap)
 		} else {
 			picked = make([]layout.Entry, 1)
-			picked[0], err = snap.Resolve(reference)
+			picked[0], err = snap.Resolve(ctx, reference)
 		}
 		return picked, err
 	})
@@ -198,8 +198,8 @@ func doubts(m *layout.Manifest, c *layout.Config) (list []string) {
 
 // edits gives the annotations for each image in an entry, and what in an index
 // is left out because it is no image.
-func (s *Signer) edits(snap *layout.Snapshot, e layout.Entry) (edits []edit, leftOut []string, err error) {
-	images, err := snap.Images(e)
+func (s *Signer) edits(ctx context.Context, snap *layout.Snapshot, e layout.Entry) (edits []edit, leftOut []string, err error) {
+	images, err := snap.Images(ctx, e)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -234,10 +234,10 @@ func (s *Signer) edits(snap *layout.Snapshot, e layout.Entry) (edits []edit, lef
 
 // Signable lists what index.json lists that can be signed: images, and indexes.
 // What is neither is left out.
-func Signable(snap *layout.Snapshot) ([]layout.Entry, error) {
+func Signable(ctx context.Context, snap *layout.Snapshot) ([]layout.Entry, error) {
 	var list []layout.Entry
 	seen := map[digest.Digest]bool{}
-	top, err := snap.Top()
+	top, err := snap.Top(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -37,7 +37,7 @@ func signerOf(t testing.TB, vendor, ca *sign.PrivateKey) *sign.Signer {
 func signRefs(s *sign.Signer, app *layout.App, refs ...string) (*sign.Outcome, error) {
 	return s.Sign(context.Background(), app, func(snap *layout.Snapshot) (list []layout.Entry, err error) {
 		for _, ref := range refs {
-			e, err := snap.Resolve(ref)
+			e, err := snap.Resolve(context.Background(), ref)
 			if err != nil {
 				return nil, err
 			}
@@ -323,7 +323,7 @@ func TestSignIndex(t *testing.T) {
 		wantWord(t, verify(t, verifier, app, ref, true), sign.Verified, "")
 	}
 	snap, e := resolve(t, app, "all")
-	images, err := snap.Images(e)
+	images, err := snap.Images(t.Context(), e)
 	must(t, err)
 	found := false
 	for _, e := range images {

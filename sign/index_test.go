@@ -56,12 +56,12 @@ func TestVerifyCorruptIndexes(t *testing.T) {
 		"twice":         "its descriptors disagree",
 		"deep":          "an index at depth 9; at most 8 lie inside each other",
 	} {
-		e, err := snap.Tag(tag)
+		e, err := snap.Tag(t.Context(), tag)
 		must(t, err)
 		ask(tag, e, words)
 	}
 	// Each index by itself, as the mount asks for it.
-	entries, err := snap.Entries()
+	entries, err := snap.Entries(t.Context())
 	must(t, err)
 	corrupt := 0
 	for _, e := range entries {

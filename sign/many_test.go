@@ -51,7 +51,7 @@ func TestSignableReadsOnce(t *testing.T) {
 	snap, err := app.Snapshot()
 	must(t, err)
 	n := opened(t, filepath.Join(dir, sample.Path(image.Digest)), func() {
-		list, err := sign.Signable(snap)
+		list, err := sign.Signable(t.Context(), snap)
 		if err != nil || len(list) != 1 || list[0].Digest != image.Digest {
 			t.Errorf("%d entries, %v", len(list), err)
 		}

@@ -183,7 +183,7 @@ func (v *Verifier) Known(ctx context.Context, app *layout.App, snap *layout.Snap
 	if !layout.IsIndex(e.MediaType) {
 		return v.known(ctx, app, snap, e)
 	}
-	images, err := snap.Images(e)
+	images, err := snap.Images(ctx, e)
 	if err != nil {
 		return nil
 	}
@@ -261,7 +261,7 @@ func (v *Verifier) forget(look []verdictKey) {
 			states[key.app] = snap
 		}
 		if snap != nil && snap.Err == nil {
-			if _, err := snap.Digest(digest.Digest(key.digest)); !errors.Is(err, layout.ErrNotFound) {
+			if _, err := snap.Digest(context.Background(), digest.Digest(key.digest)); !errors.Is(err, layout.ErrNotFound) {
 				continue
 			}
 		}
@@ -583,7 +583,7 @@ func (v *Verdict) checkLayers(ctx context.Context, snap *layout.Snapshot, m *lay
 // index gives an index the worst word of the images that count in it.
 func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry, full bool) (*Verdict, error) {
 	verdict := &Verdict{Kind: layout.KindIndex, Layers: LayersUnchecked}
-	images, err := snap.Images(e)
+	images, err := snap.Images(ctx, e)
 	if err == nil && e.Err != nil {
 		err = e.Err
 	}

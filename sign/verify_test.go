@@ -77,7 +77,7 @@ func resolve(t testing.TB, app *layout.App, ref string) (*layout.Snapshot, layou
 	t.Helper()
 	snap, err := app.Snapshot()
 	must(t, err)
-	e, err := snap.Resolve(ref)
+	e, err := snap.Resolve(t.Context(), ref)
 	must(t, err)
 	return snap, e
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+
 	"fmt"
 
 	"github.com/spf13/pflag"
@@ -32,7 +34,7 @@ func runSignImage(c *command, args []string) error {
 	if err != nil {
 		return err
 	}
-	outcome, err := signer.Sign(ctx, app, resolve(image.reference))
+	outcome, err := signer.Sign(ctx, app, resolve(ctx, image.reference))
 	if err != nil {
 		return err
 	}
@@ -71,9 +73,9 @@ func (i *imageFlags) open() (*layout.App, error) {
 }
 
 // resolve picks the one image or index that a reference names.
-func resolve(reference string) func(*layout.Snapshot) ([]layout.Entry, error) {
+func resolve(ctx context.Context, reference string) func(*layout.Snapshot) ([]layout.Entry, error) {
 	return func(snap *layout.Snapshot) ([]layout.Entry, error) {
-		e, err := snap.Resolve(reference)
+		e, err := snap.Resolve(ctx, reference)
 		return []layout.Entry{e}, err
 	}
 }

@@ -44,7 +44,7 @@ func runVerifyImage(c *command, args []string) error {
 		}
 		return &withCode{exitCodes[sign.Corrupt], fmt.Errorf("%s: %w", image.app, snap.Err)}
 	}
-	e, err := snap.Resolve(image.reference)
+	e, err := snap.Resolve(ctx, image.reference)
 	if err != nil {
 		return err
 	}
