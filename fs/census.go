@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	gofs "github.com/hanwen/go-fuse/v2/fs"
+
+	"irfs/layout"
 )
 
 // A census keeps the kernel's memory of what it has looked up, for which there is a node each here, from growing with all that was ever
@@ -92,7 +94,7 @@ func (c *census) dropGone(in *gofs.Inode) (left int64) {
 		if !ok {
 			continue
 		}
-		if _, err := node.dir.item(context.Background()); errors.Is(err, errAbsent) {
+		if _, err := node.dir.item(context.Background()); errors.Is(err, errAbsent) || errors.Is(err, layout.ErrMoved) {
 			in.NotifyEntry(name)
 			continue
 		}

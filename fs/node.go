@@ -40,13 +40,14 @@ type mounted struct {
 }
 
 // ino gives the inode number of what is at a path: for a directory or a file that
-// has no fixed content it stands for the path alone, for any other file also for
+// has no fixed content it stands for the path and the directory of the registry that this is in, for any other file also for
 // its content and attributes. So an inode's content never changes, and
 // two contents never share a number: nobody knows the key, so nobody can look for
 // a collision of 64 bits.
-func (m *mounted) ino(path string, item *Item) uint64 {
+func (m *mounted) ino(path string, in layout.ID, item *Item) uint64 {
 	h := hmac.New(sha256.New, m.secret[:])
 	fmt.Fprintf(h, "%s\x00%T", path, item.dir) // what was a namespace may become an app
+	numbers(h, int64(in.Dev), int64(in.Ino), in.Born, int64(in.UID))
 	if item.dir == nil && item.control == nil && item.live == nil {
 		numbers(h, 1, int64(item.Mode), int64(item.UID), int64(item.GID), item.Mtime, item.Size)
 		if s := item.stamp; item.blob != nil {
@@ -133,7 +134,11 @@ func (n *dirNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 	if item.control == nil && item.live == nil {
 		out.SetAttrTimeout(timeout)
 	}
-	id := gofs.StableAttr{Mode: out.Mode & syscall.S_IFMT, Ino: n.m.ino(at, item)}
+	in := n.dir.of()
+	if item.dir != nil {
+		in = item.dir.of()
+	}
+	id := gofs.StableAttr{Mode: out.Mode & syscall.S_IFMT, Ino: n.m.ino(at, in, item)}
 	if known := n.GetChild(name); known == nil || known.StableAttr() != id {
 		n.m.census.take(n.m.root)
 	}
@@ -157,7 +162,7 @@ func (n *dirNode) lookupErrno(ctx context.Context, err error) syscall.Errno {
 func (n *dirNode) gone() syscall.Errno {
 	d := n.dir
 	if p, ok := d.(*platformsDir); ok {
-		d = p.of
+		d = p.image
 	}
 	if image, ok := d.(*imageDir); ok && image.digest != "" {
 		return syscall.ENOENT

@@ -45,6 +45,15 @@ type Attr struct {
 	Stamp
 	Mode     fs.FileMode // permission bits, the sticky bit, and type
 	UID, GID uint32
+	Born     int64 // nanoseconds since 1970, 0 where the file system does not say
+}
+
+// An ID tells a directory from any other, whatever name leads to it. An inode's number is used again at once for another one, which is
+// born later, or belongs to another user: a directory that is given to somebody else is another one.
+type ID struct {
+	Dev, Ino uint64
+	Born     int64
+	UID      uint32
 }
 
 // racyFor is how long after a change a file's times cannot be trusted to show
@@ -138,7 +147,7 @@ func openDir(dirfd int, name string) (int, error) {
 
 func closeFD(fd int) { unix.Close(fd) }
 
-func attrOf(st *unix.Stat_t) Attr {
+func attrOf(st *unix.Statx_t) Attr {
 	mode := fs.FileMode(st.Mode & 0o777)
 	if st.Mode&unix.S_ISVTX != 0 {
 		mode |= fs.ModeSticky
@@ -156,15 +165,20 @@ func attrOf(st *unix.Stat_t) Attr {
 	default:
 		mode |= fs.ModeDevice
 	}
-	return Attr{
-		Stamp: Stamp{Dev: st.Dev, Ino: st.Ino, Size: st.Size, Mtime: st.Mtim.Nano(), Ctime: st.Ctim.Nano()},
+	nanoseconds := func(t unix.StatxTimestamp) int64 { return t.Sec*1e9 + int64(t.Nsec) }
+	attr := Attr{
+		Stamp: Stamp{Dev: unix.Mkdev(st.Dev_major, st.Dev_minor), Ino: st.Ino, Size: int64(st.Size), Mtime: nanoseconds(st.Mtime), Ctime: nanoseconds(st.Ctime)},
 		Mode:  mode, UID: st.Uid, GID: st.Gid,
 	}
+	if st.Mask&unix.STATX_BTIME != 0 {
+		attr.Born = nanoseconds(st.Btime)
+	}
+	return attr
 }
 
 func fstat(fd int, name string) (Attr, error) {
-	var st unix.Stat_t
-	if err := retry(func() error { return unix.Fstat(fd, &st) }); err != nil {
+	var st unix.Statx_t
+	if err := retry(func() error { return unix.Statx(fd, "", unix.AT_EMPTY_PATH, statxMask, &st) }); err != nil {
 		return Attr{}, pathError("stat", name, err)
 	}
 	return attrOf(&st), nil
@@ -277,12 +291,11 @@ func allDirs(dirfd int, name string) bool {
 // not its cache here, as it is when a file is opened.
 func lstat(dirfd int, name string) (Attr, error) {
 	var st unix.Statx_t
-	err := unix.Statx(dirfd, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT|unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st)
-	return attrOf(&unix.Stat_t{
-		Dev: unix.Mkdev(st.Dev_major, st.Dev_minor), Ino: st.Ino, Mode: uint32(st.Mode), Uid: st.Uid, Gid: st.Gid, Size: int64(st.Size),
-		Mtim: unix.Timespec{Sec: st.Mtime.Sec, Nsec: int64(st.Mtime.Nsec)}, Ctim: unix.Timespec{Sec: st.Ctime.Sec, Nsec: int64(st.Ctime.Nsec)},
-	}), err
+	err := unix.Statx(dirfd, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT|unix.AT_STATX_FORCE_SYNC, statxMask, &st)
+	return attrOf(&st), err
 }
+
+const statxMask = unix.STATX_BASIC_STATS | unix.STATX_BTIME
 
 // leadsToDir reports whether a symbolic link leads to a directory, or to what cannot be looked at. Nothing is opened.
 func leadsToDir(dirfd int, name string) bool {
@@ -627,13 +640,8 @@ func takeOwner(fd int, name string, like Attr, acl []byte) error {
 
 const aclName = "system.posix_acl_access"
 
-// readACL gives a file's POSIX ACL in the kernel's form, nil for none.
-func readACL(dirfd int, name string) ([]byte, error) {
-	fd, _, err := openRegular(dirfd, name)
-	if err != nil {
-		return nil, err
-	}
-	defer closeFD(fd)
+// readACL gives an open file's POSIX ACL in the kernel's form, nil for none.
+func readACL(fd int, name string) ([]byte, error) {
 	buf := make([]byte, 64<<10) // XATTR_SIZE_MAX
 	n, err := unix.Fgetxattr(fd, aclName, buf)
 	if err == unix.ENODATA || err == unix.ENOTSUP {
@@ -645,13 +653,21 @@ func readACL(dirfd int, name string) ([]byte, error) {
 	return buf[:n], nil
 }
 
-// likeFile makes an open file look like another one to its users.
-func likeFile(fd, dirfd int, name string) error {
-	attr, err := statBeneath(dirfd, name)
+// likeFile makes an open file look like another one to its users: like the one that was read, and no other (errMoved), for what was closed
+// stays closed.
+func likeFile(fd, dirfd int, name string, read Stamp) error {
+	like, attr, err := openRegular(dirfd, name)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) {
+		return errMoved
+	}
 	if err != nil {
 		return err
 	}
-	acl, err := readACL(dirfd, name)
+	defer closeFD(like)
+	if attr.Dev != read.Dev || attr.Ino != read.Ino {
+		return errMoved
+	}
+	acl, err := readACL(like, name)
 	if err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ func (a *App) Collect(ctx context.Context, grace time.Duration, dryRun bool) (re
 		}
 		err = kindf(ErrNotFound, "%s: no such app", a.Name) // it was removed, or moved away, meanwhile
 	}()
-	l, err := a.lock(ctx)
+	l, err := a.lock(ctx, nil)
 	if err != nil {
 		return nil, err
 	}

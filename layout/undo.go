@@ -2,6 +2,7 @@ package layout
 
 import (
 	"context"
+	"path"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -30,11 +31,11 @@ func (l *locked) takeBack() {
 		if same, err := l.unchanged(snap, seen); err != nil || !same {
 			return
 		}
-		if !used[d] {
-			unlink(l.dirfd, BlobPath(d))
+		if dir, open := l.dirs[path.Dir(BlobPath(d))]; open && !used[d] {
+			unlink(dir, path.Base(BlobPath(d)))
 		}
 	}
 	for _, dir := range l.made {
-		rmdir(l.dirfd, dir) // unless it is used
+		rmdir(l.dirs[path.Dir(dir)], path.Base(dir)) // unless it is used
 	}
 }
