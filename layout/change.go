@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io/fs"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -557,9 +558,14 @@ func (l *locked) replace(f *newFile, dirfd int, name string) error {
 
 // clean removes what a change that was killed left in the app. It holds the app, so nobody is just at it.
 func (l *locked) clean() {
+	index, err := statBeneath(l.dirfd, indexName)
 	list, _ := readDir(l.dirfd, ".")
 	for _, e := range list {
-		if rest, ok := strings.CutPrefix(e.name, workName+"-"); ok && e.mode.IsRegular() && len(rest) == len(rand.Text()) {
+		if !isRandom(e.name, workName+"-") || !e.mode.IsRegular() {
+			continue
+		}
+		// It has index.json's owner before it has a name, unless this process may not give files away.
+		if file, fileErr := statBeneath(l.dirfd, e.name); fileErr == nil && (file.UID == uint32(os.Geteuid()) || err == nil && file.UID == index.UID) {
 			unlink(l.dirfd, e.name)
 		}
 	}
