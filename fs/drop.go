@@ -50,7 +50,7 @@ type drops struct {
 func newDrops(m *mounted, o Options) *drops {
 	return &drops{
 		mounted: m, onExist: o.OnExist, signer: o.SignImports,
-		files: map[string]*dropFile{}, dirs: map[string]*dropDir{}, done: receipts{of: map[string]*receipt{}, dirs: map[string]bool{}},
+		files: map[string]*dropFile{}, dirs: map[string]*dropDir{}, done: receipts{of: map[string]*receipt{}, dirs: map[string]layout.ID{}},
 	}
 }
 

@@ -495,8 +495,12 @@ func (a *attempt) takeIn(ctx context.Context, name string, closing bool, by Call
 	if err != nil {
 		return a.fail(by.UID, name, err)
 	}
+	way, err := f.m.tree.Registry.Along(app)
+	if err != nil || way[len(way)-1].ID != a.staged.ID {
+		way = nil
+	}
 	a.end(by.UID, name, outcome, nil)
-	f.m.drops.done.add(app, by, imported)
+	f.m.drops.done.add(app, way, by, imported)
 	f.m.expire(app, nil)
 	return 0
 }

@@ -570,28 +570,26 @@ func (d *imagesDir) item(context.Context) (*Item, error) {
 	return item, nil
 }
 
-// everybodys says whether every user may look at what a path of the registry has in it: an
-// app, with its index.json, or a namespace. What is not there any more may have been closed.
-func (t *Tree) everybodys(name string) bool {
-	for dir := "."; ; {
-		at, err := t.Registry.Dir(dir)
-		if err != nil {
+// everybodys says whether every user may look at what a directory of the registry has in it: an
+// app, with its index.json, or a namespace. What is not there any more, or is another directory, may have been closed.
+func (p place) everybodys() bool {
+	way, err := p.t.Registry.Along(p.name)
+	if err != nil {
+		return false
+	}
+	for _, dir := range way {
+		if dir.Mode.Perm()&0o001 == 0 {
 			return false
 		}
-		if at.Mode.Perm()&0o001 == 0 {
-			return false
-		}
-		if dir == name {
-			break
-		}
-		next, _, _ := strings.Cut(strings.TrimPrefix(name, dir+"/"), "/")
-		dir = path.Join(dir, next)
 	}
-	at, err := t.Registry.Dir(name)
-	if err != nil || !at.App {
-		return err == nil && at.Mode.Perm()&0o004 != 0
+	at := way[len(way)-1]
+	if p.stands(at.ID) != nil {
+		return false
 	}
-	app, err := t.Registry.App(name)
+	if !at.App {
+		return at.Mode.Perm()&0o004 != 0
+	}
+	app, err := p.app()
 	if err != nil {
 		return false
 	}

@@ -190,6 +190,44 @@ func (r *Registry) dirAt(dirfd int, base, name string) (Dir, error) {
 	return Dir{attr, r.keeper.id(attr), name != "." && err == nil && mark.Mode.IsRegular()}, nil
 }
 
+// Along gives the directories on the way to name, from the registry's own to that one, each as it was found in the one before: ErrMoved if
+// one is exchanged meanwhile.
+func (r *Registry) Along(name string) ([]Dir, error) {
+	at, err := r.Dir(".")
+	if err != nil {
+		return nil, err
+	}
+	list := []Dir{at}
+	dirfd, err := openBeneath(r.fd, ".", unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { closeFD(dirfd) }()
+	sofar := ""
+	for part := range strings.SplitSeq(name, "/") {
+		if !appName(part) {
+			return nil, kindf(ErrNotFound, "%s: not a name that an app can have", name)
+		}
+		sofar = path.Join(sofar, part)
+		if at, err = r.dirAt(dirfd, part, sofar); err != nil {
+			return nil, err
+		}
+		next, err := openBeneath(dirfd, part, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return nil, err
+		}
+		closeFD(dirfd)
+		dirfd = next
+		if attr, err := fstat(dirfd, name); err != nil {
+			return nil, err
+		} else if r.keeper.id(attr) != at.ID {
+			return nil, errMovedAway(name)
+		}
+		list = append(list, at)
+	}
+	return list, nil
+}
+
 // A seenDir is what a directory's status was, and when.
 type seenDir struct {
 	Attr
