@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -50,7 +49,7 @@ type Registry struct {
 	recents recents
 
 	staging staging
-	windows atomic.Int32 // archives that are being unpacked and have one
+	windows windows
 }
 
 // Open opens the registry in the directory dir.
@@ -68,7 +67,7 @@ func Open(dir string) (*Registry, error) {
 		closeFD(fd)
 		return nil, fmt.Errorf("registry: %w", err)
 	}
-	return &Registry{path: dir, fd: fd, keeper: keeper, apps: map[string]*App{}, dirs: map[string]seenDir{}}, nil
+	return &Registry{path: dir, fd: fd, keeper: keeper, apps: map[string]*App{}, dirs: map[string]seenDir{}, windows: newWindows()}, nil
 }
 
 // Close closes the registry; its apps cannot be used any more.
@@ -384,7 +383,7 @@ func (r *Registry) App(name string) (*App, error) {
 	if a == nil {
 		r.forget()
 		a = newApp(name, r.fd, name)
-		a.recents, a.keeper = &r.recents, r.keeper
+		a.recents, a.keeper, a.windows = &r.recents, r.keeper, r.windows
 		r.apps[name] = a
 	}
 	return a, nil
