@@ -115,7 +115,7 @@ func LayerProblem(d v1.Descriptor, diffID digest.Digest) string {
 
 // CheckLayer reads a whole layer: the blob has to have its descriptor's size and digest, begin as its media type says, and unpack, to the
 // end of the stream, to the digest diffID. It adds the blob to seen, be it good or bad, and stops when ctx is done. table names the format of a
-// table of contents that the layer brings along, which is not checked here; "" if there is none.
+// table of contents at the layer's end, which is not checked here; "" if there is none.
 func (s *Snapshot) CheckLayer(ctx context.Context, d v1.Descriptor, diffID digest.Digest, seen *Seen) (table string, err error) {
 	diff := diffID.Algorithm().Hash()
 	var unpackErr error
@@ -133,7 +133,7 @@ func (s *Snapshot) CheckLayer(ctx context.Context, d v1.Descriptor, diffID diges
 	if got := digest.NewDigest(diffID.Algorithm(), diff); got != diffID {
 		return "", corruptf("%s: unpacks to %s, and the config's diff_id is %s", d.Digest, got, diffID)
 	}
-	return tableOfContents(d, tail), nil
+	return tableAtEnd(tail), nil
 }
 
 // CheckBlob is [Snapshot.CheckLayer] for what need not unpack to anything: a layer of an artifact.
@@ -202,10 +202,12 @@ func (w *tailWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// tableOfContents names the format of the table of contents that a layer brings along: one that its annotations or its last bytes, some readers
-// go by those alone, lead to (github.com/containerd/stargz-snapshotter, docs/estargz.md; github.com/containers/storage, pkg/chunked). Any other annotation
+// Some readers take the files of a layer from a table of contents that it brings along, which its annotations or its last bytes lead
+// to, and go by that alone (github.com/containerd/stargz-snapshotter, docs/estargz.md; github.com/containers/storage, pkg/chunked). Any other annotation
 // by which a snapshotter of containerd finds other files than the tar's is as good as one (overlaybd, nydus).
-func tableOfContents(d v1.Descriptor, tail []byte) string {
+
+// AnnotatedTable names the format of the table of contents that the annotations of a layer lead to, "" for none.
+func AnnotatedTable(d v1.Descriptor) string {
 	for _, name := range slices.Sorted(maps.Keys(d.Annotations)) {
 		switch {
 		case strings.HasPrefix(name, "containerd.io/snapshot/stargz/"):
@@ -216,6 +218,11 @@ func tableOfContents(d v1.Descriptor, tail []byte) string {
 			return name
 		}
 	}
+	return ""
+}
+
+// tableAtEnd is AnnotatedTable by a layer's last bytes.
+func tableAtEnd(tail []byte) string {
 	switch {
 	case bytes.Contains(tail, []byte("STARGZ")): // in the extra field of an empty gzip member
 		return "eStargz"
