@@ -164,7 +164,7 @@ func (n *dropDir) newDone(ctx context.Context, parent *gofs.Inode, prefix string
 	n.closeDone(prefix, &out.Attr)
 	at := path.Join(n.path, doneName, prefix)
 	node := &doneDir{refusing: refusing{n.m, at}, of: n, prefix: prefix}
-	return parent.NewInode(ctx, node, gofs.StableAttr{Mode: syscall.S_IFDIR, Ino: n.m.ino(at, &Item{})}), 0
+	return parent.NewInode(ctx, node, gofs.StableAttr{Mode: syscall.S_IFDIR, Ino: n.m.identity(at, &Item{}).Ino}), 0
 }
 
 // closeDone gives a directory in .done/, which has the attributes of import/, those of its
@@ -200,7 +200,7 @@ func (n *doneDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 		n.m.fill(&out.Attr, item)
 		at := path.Join(n.path, name)
 		node := &receiptNode{refusing: refusing{n.m, at}, item: item}
-		return n.NewInode(ctx, node, gofs.StableAttr{Mode: syscall.S_IFREG, Ino: n.m.ino(at, item)}), 0
+		return n.NewInode(ctx, node, n.m.identity(at, item)), 0
 	}
 	if prefix := n.prefix + name + "/"; n.receipts().hasDir(prefix) {
 		return n.of.newDone(ctx, &n.Inode, prefix, out)
