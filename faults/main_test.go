@@ -32,6 +32,7 @@ var full = os.Getenv("IRFS_FAULTS") == "full"
 var roles = map[string]func(args []string) error{
 	"disk":     serveDisk,
 	"exchange": exchangeForEver,
+	"stall":    stall,
 }
 
 const roleEnv = "IRFS_FAULTS_ROLE"

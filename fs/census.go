@@ -14,8 +14,8 @@ import (
 )
 
 // A census keeps the kernel's memory of what it has looked up, for which there is a node each here, from growing with all that was ever
-// looked up: the kernel forgets when its own memory is short, and not before. It makes the kernel forget what is not there any more;
-// and where there is much, all that nobody uses (FUSE_NOTIFY_PRUNE, since Linux 6.18).
+// looked up: the kernel forgets when its own memory is short, and not before. It makes the kernel forget what is not there any more,
+// and where there is much, all that nobody uses (FUSE_NOTIFY_PRUNE, since Linux 6.18, which waits for no lock of a directory).
 type census struct {
 	made    atomic.Int64 // nodes, since the last one
 	left    atomic.Int64 // by the last one
@@ -33,23 +33,22 @@ const (
 
 // take counts a new node, and takes a census if there are twice as many nodes as the last one left, or too many.
 func (c *census) take(root *gofs.Inode) {
-	due := c.left.Load()
-	if !c.noPrune.Load() {
-		due = min(due, manyNodes-due)
-	}
-	if c.made.Add(1) < max(fewNodes, due) || !c.running.CompareAndSwap(false, true) {
+	left := c.left.Load()
+	due := max(fewNodes, min(left, manyNodes-left))
+	if c.noPrune.Load() || c.made.Add(1) < due || !c.running.CompareAndSwap(false, true) {
 		return
 	}
 	c.done.Go(func() {
 		defer c.running.Store(false)
 		c.made.Store(0)
-		if !c.noPrune.Load() {
-			if nodes := unnecessary(root, nil); len(nodes) >= manyNodes && c.prune(root, nodes) {
-				c.left.Store(0)
-				return
-			}
+		if nodes := unnecessary(root, nil); len(nodes) >= manyNodes {
+			c.prune(root, nodes)
+			c.left.Store(0)
+			return
 		}
-		c.left.Store(c.dropGone(root))
+		left, gone := c.gone(root)
+		c.prune(root, gone)
+		c.left.Store(left)
 	})
 }
 
@@ -69,36 +68,37 @@ func unnecessary(in *gofs.Inode, list []*gofs.Inode) []*gofs.Inode {
 	return list
 }
 
-// prune makes the kernel forget those nodes, but for what somebody uses or stands in. false: it cannot.
-func (c *census) prune(root *gofs.Inode, nodes []*gofs.Inode) bool {
+// prune makes the kernel forget those nodes, but for what somebody uses or stands in.
+func (c *census) prune(root *gofs.Inode, nodes []*gofs.Inode) {
 	for some := range slices.Chunk(nodes, pruned) {
 		if c.ended.Load() {
-			break
+			return
 		}
 		if errno := root.NotifyPrune(some); errno != 0 {
 			c.noPrune.Store(errno == syscall.ENOSYS)
-			return false
+			return
 		}
 	}
-	return true
 }
 
-// dropGone makes the kernel forget what is gone of that which is below a directory, and counts the rest.
-func (c *census) dropGone(in *gofs.Inode) (left int64) {
-	for name, child := range in.Children() {
+// gone lists what is not there any more of that which is below a directory, and counts the rest.
+func (c *census) gone(in *gofs.Inode) (left int64, list []*gofs.Inode) {
+	for _, child := range in.Children() {
 		if c.ended.Load() {
 			break
 		}
-		left++
 		node, ok := child.Operations().(*dirNode)
 		if !ok {
+			left++
 			continue
 		}
 		if _, err := node.dir.item(context.Background()); errors.Is(err, errAbsent) || errors.Is(err, layout.ErrMoved) {
-			in.NotifyEntry(name)
+			list = append(unnecessary(child, list), child)
 			continue
 		}
-		left += c.dropGone(child)
+		more, below := c.gone(child)
+		left += 1 + more
+		list = append(list, below...)
 	}
-	return left
+	return left, list
 }

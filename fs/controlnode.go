@@ -11,10 +11,16 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// A controlNode is the file `sign` of an image directory.
+// A controlNode is the file `sign` of an image directory. Who has it open for writing has an inode of his own: in the kernel a truncation, which a
+// shell asks for, waits for a write to the same inode, and nothing ends that wait. The inodes of one path differ in their generations, not in
+// their numbers.
 type controlNode struct {
 	gofs.Inode
 	shown
+
+	mu      sync.Mutex
+	writers int  // handles
+	kept    bool // for a thread that was refused another one's
 }
 
 var (
@@ -24,11 +30,51 @@ var (
 	_ gofs.NodeGetattrer = (*controlNode)(nil)
 	_ gofs.NodeSetattrer = (*controlNode)(nil)
 	_ gofs.NodeFsyncer   = (*controlNode)(nil)
+	_ gofs.NodeReleaser  = (*controlNode)(nil)
 )
+
+// generation is that of a node which is looked up: of the known one, or of a new one if that is somebody's. Who was refused at an open gets one that
+// is kept for him.
+func (n *controlNode) generation(known *gofs.Inode, refused bool) uint64 {
+	if known != nil && !refused {
+		if k, ok := known.Operations().(*controlNode); ok && k.isFree() {
+			return known.StableAttr().Gen
+		}
+	}
+	n.kept = refused
+	return n.m.controls.Add(1)
+}
+
+func (n *controlNode) isFree() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.writers == 0 && !n.kept
+}
+
+// enter makes the node that of a writer, if it is nobody's, or this one was refused another.
+func (n *controlNode) enter(refused bool) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if (n.writers > 0 || n.kept) && !refused {
+		return false
+	}
+	n.writers, n.kept = n.writers+1, false
+	return true
+}
+
+func (n *controlNode) Release(_ context.Context, h gofs.FileHandle) syscall.Errno {
+	if h.(*controlHandle).writes {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.writers--
+	}
+	return 0
+}
 
 // controlHandle remembers who opened the file, and on what.
 type controlHandle struct {
 	caller Caller
+	writes bool
 	bound  []digest.Digest // see imageDir.bound
 	err    error           // of finding that out
 
@@ -44,12 +90,16 @@ func (n *controlNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, 
 	if err != nil {
 		return nil, 0, errnoOf(err)
 	}
-	h := &controlHandle{caller: callerOf(ctx), text: now.data}
-	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
+	h := &controlHandle{caller: callerOf(ctx), text: now.data, writes: flags&syscall.O_ACCMODE != syscall.O_RDONLY}
+	if pid := pidOf(ctx); h.writes {
+		if !n.enter(n.m.stale.take(pid, n.path)) {
+			n.m.stale.refuse(pid, n.path)
+			return nil, 0, syscall.ESTALE // the kernel walks the path again by itself
+		}
 		h.bound, h.err = n.item.control.bound(ctx)
 	}
-	// With PARALLEL_DIRECT_WRITES a writer that waits for another one can be killed.
-	return h, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES, 0
+	// With PARALLEL_DIRECT_WRITES a writer that waits for another one of the same handle can be killed, with NOFLUSH a close waits for no write.
+	return h, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES | fuse.FOPEN_NOFLUSH, 0
 }
 
 func (n *controlNode) Read(_ context.Context, h gofs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
@@ -76,6 +126,8 @@ func (n *controlNode) Write(ctx context.Context, h gofs.FileHandle, data []byte,
 	}
 	ctx, stop := patient(ctx, caller.PID)
 	defer stop()
+	n.m.changing.Add(1)
+	defer n.m.changing.Add(-1)
 	text, change, err := n.m.tree.command(ctx, d, c.bound, caller, n.m.device, data)
 	c.mu.Lock()
 	c.text = []byte(text + "\n" + usage)

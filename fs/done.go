@@ -174,7 +174,7 @@ func (n *dropDir) newDone(ctx context.Context, parent *gofs.Inode, prefix string
 	n.closeDone(prefix, &out.Attr)
 	at := path.Join(n.path, doneName, prefix)
 	node := &doneDir{refusing: refusing{n.m, at}, of: n, prefix: prefix}
-	return parent.NewInode(ctx, node, gofs.StableAttr{Mode: syscall.S_IFDIR, Ino: n.m.ino(at, layout.ID{}, &Item{})}), 0
+	return parent.NewInode(ctx, node, gofs.StableAttr{Mode: syscall.S_IFDIR, Ino: n.m.identity(at, layout.ID{}, &Item{}).Ino}), 0
 }
 
 // closeDone gives a directory in .done/, which has the attributes of import/, those of its
@@ -214,7 +214,7 @@ func (n *doneDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 		n.m.fill(&out.Attr, item)
 		at := path.Join(n.path, name)
 		node := &receiptNode{refusing: refusing{n.m, at}, item: item}
-		return n.NewInode(ctx, node, gofs.StableAttr{Mode: syscall.S_IFREG, Ino: n.m.ino(at, layout.ID{}, item)}), 0
+		return n.NewInode(ctx, node, n.m.identity(at, layout.ID{}, item)), 0
 	}
 	prefix := n.prefix + name + "/"
 	if _, ok := n.receipts().dir(prefix); ok {

@@ -109,7 +109,7 @@ func (d *drops) find(name string) *dropFile {
 // ino is a new inode number. d.mu is held.
 func (d *drops) ino() uint64 {
 	d.made++
-	return d.mounted.ino(fmt.Sprintf("import/%d", d.made), layout.ID{}, &Item{})
+	return d.mounted.identity(fmt.Sprintf("import/%d", d.made), layout.ID{}, &Item{}).Ino
 }
 
 // staged says whether a name is one that a tool writes to before it

@@ -1,8 +1,9 @@
 package fs
 
 import (
-	"context"
+	"slices"
 	"strings"
+	"time"
 
 	gofs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/opencontainers/go-digest"
@@ -10,78 +11,82 @@ import (
 	"irfs/layout"
 )
 
-// expire makes the kernel forget what a change to an app made, unmade or gave
-// other content or times, before the write or close that asked for it returns.
-// change is nil for an import. No lock may be held: the kernel may have lookups
-// under way here that it waits for. The name `sign` is left out, for this is
-// called from its handler.
+// An expiry makes the kernel ask again for the attributes of what a change to an app made, unmade or gave other content or times. A
+// file's Getattr then tells of what is at its path, a directory's whether it is still there. Names are not expired: for that the
+// kernel would wait for the directory's lock, which who reads the directory can hold for ever (FUSE_NOTIFY_INVAL_ENTRY, linux/fs/fuse/dir.c).
+type expiry struct{ files []*fileNode }
+
+// expire is called before the write or close that asked for the change returns. change is nil for an import. The name `sign` is left out, for
+// this is called from its handler.
 func (m *mounted) expire(app string, change *layout.Change) {
+	var x expiry
+	defer x.wait()
 	top := m.root
 	for part := range strings.SplitSeq(app, "/") {
-		top.NotifyContent(-1, 0) // a new app, or namespace, changes its times
+		x.expire(top) // a new app, or namespace, changes its times
 		if top = top.GetChild(part); top == nil {
 			return
 		}
 	}
-	top.NotifyContent(-1, 0)
-	top.NotifyEntry("index.json")
+	x.expire(top)
+	x.expire(top.GetChild("index.json"))
 	if meta := top.GetChild(".irfs"); meta != nil {
-		meta.NotifyContent(-1, 0)
-		meta.NotifyEntry("check")
+		x.expireAll(meta)
 	}
 	manifests, tags := top.GetChild("manifests"), top.GetChild("tags")
-	for _, dir := range []*gofs.Inode{manifests, tags} {
-		if dir != nil {
-			dir.NotifyContent(-1, 0)
-		}
-	}
+	x.expire(manifests)
+	x.expire(tags)
 	if change == nil {
 		return
 	}
 	for old, now := range change.Moved {
 		for _, sep := range []string{"-", ":"} {
 			for _, d := range []digest.Digest{old, now} {
-				name := d.Algorithm().String() + sep + d.Encoded()
 				if manifests != nil {
-					expireFiles(manifests.GetChild(name))
-					manifests.NotifyEntry(name)
+					x.expireAll(manifests.GetChild(d.Algorithm().String() + sep + d.Encoded()))
 				}
 			}
 		}
 		for _, tag := range change.Before.TagsOf(old) {
 			if name, ok := tagName(tag); ok && tags != nil {
-				expireFiles(tags.GetChild(name))
+				x.expireAll(tags.GetChild(name))
 			}
 		}
 	}
 }
 
-// expireFiles expires the files of an image directory and of its platforms. The
-// directories stay, for somebody may stand in one, but for platforms that have
-// another name now.
-func expireFiles(dir *gofs.Inode) {
-	if dir == nil {
+// expire expires the attributes of a file or directory, if the kernel knows it.
+func (x *expiry) expire(in *gofs.Inode) {
+	if in == nil {
 		return
 	}
-	dir.NotifyContent(-1, 0)
-	gone := func(string) bool { return false }
-	if node, ok := dir.Operations().(*dirNode); ok {
-		if platforms, ok := node.dir.(*platformsDir); ok {
-			gone = func(name string) bool {
-				_, err := platforms.lookup(context.Background(), name)
-				return err != nil
-			}
+	if file, ok := in.Operations().(*fileNode); ok {
+		x.files = append(x.files, file)
+	}
+	in.NotifyContent(-1, 0)
+}
+
+// expireAll expires a directory and all that is in it.
+func (x *expiry) expireAll(in *gofs.Inode) {
+	if in == nil {
+		return
+	}
+	for name, child := range in.Children() {
+		if name != "sign" {
+			x.expireAll(child)
 		}
 	}
-	for name, child := range dir.Children() {
-		switch {
-		case child.IsDir():
-			expireFiles(child)
-			if gone(name) {
-				dir.NotifyEntry(name)
-			}
-		case name != "sign":
-			dir.NotifyEntry(name)
+	x.expire(in)
+}
+
+// wait waits for who has a file open that is not what is at its path any more, for as long as the kernel may take the name for it: at
+// most a second.
+func (x *expiry) wait() {
+	for {
+		x.files = slices.DeleteFunc(x.files, func(n *fileNode) bool { return !n.outdated() })
+		if len(x.files) == 0 {
+			return
 		}
+		time.Sleep(time.Millisecond)
 	}
 }

@@ -297,6 +297,116 @@ func TestNoReaderSeesStale(t *testing.T) {
 	}
 }
 
+// TestStatBesideSignings: whoever looks right after a signing sees what it made, however others look meanwhile, and none of them gets an error.
+func TestStatBesideSignings(t *testing.T) {
+	w := newWorld(t, images(1))
+	other, err := sign.GenerateKey()
+	must(t, err)
+	certificate, err := w.ca.Sign(other.Public().DER())
+	must(t, err)
+	w.write("keys/other.prv", other.DER())
+	w.write("keys/other.pub.sig", certificate)
+	at := w.mnt + "/app/tags/t0"
+	must(t, w.sign("app/tags/t0", w.key()))
+	dir, err := unix.Open(at, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	must(t, err)
+	defer unix.Close(dir)
+	files := []string{"verify", "reason", "status.json", "signature", "digest"}
+	var stopped atomic.Bool
+	var looks atomic.Int64
+	var wait sync.WaitGroup
+	reader := func(look func(name string) error) {
+		wait.Go(func() {
+			for i := 0; !stopped.Load(); i++ {
+				name := files[i%len(files)]
+				if err := look(name); err != nil {
+					t.Errorf("%s: %v", name, err)
+					return
+				}
+				looks.Add(1)
+			}
+		})
+	}
+	for range 2 {
+		reader(func(name string) error {
+			_, err := os.Stat(at + "/" + name)
+			return err
+		})
+		reader(func(name string) error {
+			f, err := os.Open(at + "/" + name)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			st, err := f.Stat()
+			if err != nil {
+				return err
+			}
+			if data, err := io.ReadAll(f); err != nil || int64(len(data)) != st.Size() {
+				return fmt.Errorf("%d bytes, and fstat says %d (%v)", len(data), st.Size(), err)
+			}
+			return nil
+		})
+	}
+	reader(func(name string) error { return unix.Access(at+"/"+name, unix.R_OK) })
+	reader(func(name string) error {
+		var st unix.Stat_t
+		return unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	})
+	reader(func(name string) error {
+		fd, err := unix.Open(at+"/"+name, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		for range 10 {
+			var st unix.Stat_t
+			if err := unix.Fstat(fd, &st); err != nil {
+				return err
+			}
+			time.Sleep(time.Millisecond)
+		}
+		return nil
+	})
+	reader(func(string) error { // the directory is held, too, as ls holds it
+		_, err := os.ReadDir(at)
+		return err
+	})
+	signings := 0
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end) && !t.Failed(); signings++ {
+		manifest := strings.Replace(strings.TrimSpace(w.read("app/tags/t0/digest")), ":", "-", 1)
+		for _, name := range []string{at, w.mnt + "/app/manifests/" + manifest + "/verify", w.mnt + "/app/index.json"} {
+			if _, err := os.Stat(name); err != nil { // the kernel has it in its memory
+				t.Fatal(err)
+			}
+		}
+		must(t, w.sign("app/tags/t0", w.keys+"/"+[]string{"other", "vendor"}[signings%2]+".prv"))
+		index, err := os.Stat(w.registry + "/app/index.json")
+		must(t, err)
+		for _, name := range []string{at, at + "/verify", at + "/status.json", at + "/digest", w.mnt + "/app/index.json"} {
+			var st, same unix.Stat_t
+			if err := unix.Lstat(name, &st); err != nil || time.Unix(st.Mtim.Unix()) != index.ModTime() {
+				t.Errorf("signing %d: %s is of %v, and index.json of %v (%v)", signings, name, time.Unix(st.Mtim.Unix()), index.ModTime(), err)
+			}
+			f, err := os.Open(name)
+			must(t, err)
+			must(t, unix.Fstat(int(f.Fd()), &same))
+			if same.Ino != st.Ino {
+				t.Errorf("%s: number %d by its name, and %d when it is open", name, st.Ino, same.Ino)
+			}
+			f.Close()
+		}
+		for _, name := range []string{"", "/verify"} {
+			if _, err := os.Stat(w.mnt + "/app/manifests/" + manifest + name); !errors.Is(err, iofs.ErrNotExist) {
+				t.Errorf("signing %d: the old manifest%s is there (%v)", signings, name, err)
+			}
+		}
+	}
+	stopped.Store(true)
+	wait.Wait()
+	t.Logf("%d signings, %d looks", signings, looks.Load())
+}
+
 // TestChangedBehind: a registry that is changed behind the mount is seen by the
 // next open, even if the change leaves no trace in size and mtime.
 func TestChangedBehind(t *testing.T) {

@@ -26,6 +26,14 @@ import (
 // always asks.
 const timeout = time.Second
 
+// timeout is the constant, or 0 while something is being changed: what was found out before the change may come to the kernel after it.
+func (m *mounted) timeout() time.Duration {
+	if m.changing.Load() > 0 {
+		return 0
+	}
+	return timeout
+}
+
 // mounted is what the nodes of one mount share.
 type mounted struct {
 	tree        *Tree
@@ -35,19 +43,25 @@ type mounted struct {
 	drops       *drops
 	root        *gofs.Inode
 
-	stale  stale
-	census census
+	stale    stale
+	census   census
+	changing atomic.Int32  // how many changes are under way, which end when the kernel has forgotten what was before
+	controls atomic.Uint64 // generations of the inodes of `sign`
 }
 
-// ino gives the inode number of what is at a path: for a directory or a file that
-// has no fixed content it stands for the path and the directory of the registry that this is in, for any other file also for
-// its content and attributes. So an inode's content never changes, and
-// two contents never share a number: nobody knows the key, so nobody can look for
-// a collision of 64 bits.
-func (m *mounted) ino(path string, in layout.ID, item *Item) uint64 {
+// identity tells one inode from another. Its number stands for the path and the directory of the registry that this is in, and for a file with fixed
+// content the generation stands for that content and the attributes. So an inode's content never changes, and two contents are never one inode: nobody knows
+// the key, so nobody can look for a collision of 64 bits.
+func (m *mounted) identity(path string, in layout.ID, item *Item) gofs.StableAttr {
 	h := hmac.New(sha256.New, m.secret[:])
 	fmt.Fprintf(h, "%s\x00%T", path, item.dir) // what was a namespace may become an app
 	numbers(h, int64(in.Dev), int64(in.Ino), in.Born, int64(in.UID))
+	id := gofs.StableAttr{Ino: binary.LittleEndian.Uint64(h.Sum(nil)) | 1<<32} // never 0 or 1, the root's
+	if item.dir != nil {
+		id.Mode = syscall.S_IFDIR
+	} else {
+		id.Mode = syscall.S_IFREG
+	}
 	if item.dir == nil && item.control == nil && item.live == nil {
 		numbers(h, 1, int64(item.Mode), int64(item.UID), int64(item.GID), item.Mtime, item.Size)
 		if s := item.stamp; item.blob != nil {
@@ -55,11 +69,12 @@ func (m *mounted) ino(path string, in layout.ID, item *Item) uint64 {
 		} else {
 			h.Write(item.data)
 		}
+		id.Gen = binary.LittleEndian.Uint64(h.Sum(nil))
 	}
-	return binary.LittleEndian.Uint64(h.Sum(nil)) | 1<<32 // never 0 or 1, the root's
+	return id
 }
 
-// same says whether two files at one path have one inode number.
+// same says whether two files at one path are one inode.
 func (i *Item) same(j *Item) bool {
 	return i.dir == nil && i.control == nil && i.live == nil && // one of those is another inode than a fileNode's
 		i.Mode == j.Mode && i.UID == j.UID && i.GID == j.GID && i.Mtime == j.Mtime && i.Size == j.Size &&
@@ -125,24 +140,41 @@ var (
 func (n *dirNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
 	at, began := path.Join(n.path, name), time.Now()
 	item, err := lookup(ctx, n.dir, name)
-	n.m.stale.lookedUp(pidOf(ctx), at, began)
+	refused := n.m.stale.lookedUp(pidOf(ctx), at, began)
 	if err != nil {
 		return nil, n.lookupErrno(ctx, err)
 	}
 	n.m.fill(&out.Attr, item)
-	out.SetEntryTimeout(timeout)
-	if item.control == nil && item.live == nil {
-		out.SetAttrTimeout(timeout)
-	}
 	in := n.dir.of()
 	if item.dir != nil {
 		in = item.dir.of()
 	}
-	id := gofs.StableAttr{Mode: out.Mode & syscall.S_IFMT, Ino: n.m.ino(at, in, item)}
-	if known := n.GetChild(name); known == nil || known.StableAttr() != id {
+	id, node := n.m.identity(at, in, item), n.node(at, name, item)
+	known := n.GetChild(name)
+	if control, ok := node.(*controlNode); ok {
+		id.Gen = control.generation(known, refused)
+	}
+	isKnown := known != nil && known.StableAttr() == id
+	if !isKnown {
 		n.m.census.take(n.m.root)
 	}
-	return n.NewInode(ctx, n.node(at, name, item), id), 0
+	switch node := node.(type) {
+	case *controlNode: // of which there may be another one at any time
+	case *liveNode:
+		out.SetEntryTimeout(timeout)
+	case *fileNode:
+		// Before it is asked whether a change is under way: that will look whether this was set.
+		node.cached()
+		if isKnown { // and stays
+			known.Operations().(*fileNode).cached()
+		}
+		out.SetEntryTimeout(n.m.timeout())
+		out.SetAttrTimeout(n.m.timeout())
+	default:
+		out.SetEntryTimeout(timeout)
+		out.SetAttrTimeout(n.m.timeout())
+	}
+	return n.NewInode(ctx, node, id), 0
 }
 
 // lookupErrno: a directory that is gone itself is stale, so that the kernel
@@ -206,7 +238,7 @@ func (n *dirNode) Getattr(ctx context.Context, _ gofs.FileHandle, out *fuse.Attr
 		return n.m.errno(ctx, n.path, err)
 	}
 	n.m.fill(&out.Attr, item)
-	out.SetTimeout(timeout)
+	out.SetTimeout(n.m.timeout())
 	return 0
 }
 
@@ -271,27 +303,100 @@ type fileNode struct {
 	shown
 	basis atomic.Pointer[basis] // by which it was looked up or opened last
 
+	opens       atomic.Int32 // handles on what it shows
+	elsewhere   atomic.Int32 // how often Getattr told of something else
+	cachedUntil atomic.Int64 // until then the kernel may take its name for it without asking: nanoseconds since 1970
+
 	unproven atomic.Bool // there may be pages of it from when its times proved nothing
 }
 
 var (
 	_ gofs.NodeOpener    = (*fileNode)(nil)
 	_ gofs.NodeReader    = (*fileNode)(nil)
+	_ gofs.NodeReleaser  = (*fileNode)(nil)
 	_ gofs.NodeGetattrer = (*fileNode)(nil)
 )
 
-func (n *fileNode) Getattr(_ context.Context, _ gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	n.m.fill(&out.Attr, n.item)
-	out.SetTimeout(timeout)
+// cached notes that the kernel may take the node's name for it from now on; the answer may take a moment to get there.
+func (n *fileNode) cached() {
+	n.cachedUntil.Store(time.Now().Add(timeout + timeout/10).UnixNano())
+}
+
+// Getattr tells of what the node shows if somebody has that open: the kernel does not say whether it asks for fstat(2) or for stat(2). Otherwise
+// it tells of what is at the path now, for the kernel may have taken the name for this node by itself. (An answer of ESTALE would make
+// stat(2) walk the path again, but reach who has a descriptor that was opened with O_PATH.)
+func (n *fileNode) Getattr(ctx context.Context, _ gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	if n.opens.Load() > 0 {
+		n.m.fill(&out.Attr, n.item)
+		return 0
+	}
+	now, err := lookup(ctx, n.parent, n.name)
+	if err == nil && now.same(n.item) {
+		n.m.fill(&out.Attr, n.item)
+		out.SetTimeout(n.m.timeout())
+		return 0
+	}
+	n.elsewhere.Add(1) // before it is seen whether somebody has it open by now: see Open
+	switch {
+	case n.opens.Load() > 0:
+		n.m.fill(&out.Attr, n.item)
+	case errors.Is(err, errAbsent):
+		return syscall.ENOENT
+	case err != nil:
+		return n.m.errno(ctx, n.path, err)
+	default:
+		n.m.fill(&out.Attr, now)
+	}
 	return 0
+}
+
+// outdated reports whether the kernel may still take the node's name for it, though there is something else by now, and somebody has
+// it open, so that it is not told by Getattr.
+func (n *fileNode) outdated() bool {
+	if n.opens.Load() == 0 || time.Now().UnixNano() > n.cachedUntil.Load() {
+		return false
+	}
+	now, err := n.parent.lookup(context.Background(), n.name)
+	return err != nil || !now.same(n.item)
 }
 
 func (n *fileNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uint32, syscall.Errno) {
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		return nil, 0, n.refuse(ctx, "open for writing", "")
 	}
-	pid := pidOf(ctx)
+	pid, told := pidOf(ctx), n.elsewhere.Load()
 	refused := n.m.stale.take(pid, n.path)
+	h, flags, errno := n.openNow(ctx, pid, refused)
+	if own, ok := h.(ownHandle); !ok || !own.isOwn() {
+		return h, flags, errno
+	}
+	n.opens.Add(1)
+	if n.elsewhere.Load() == told || refused {
+		return h, flags, 0
+	}
+	// It was what is there, and Getattr has told of something else since: the kernel has that size for it.
+	n.Release(ctx, h)
+	n.m.stale.refuse(pid, n.path)
+	return nil, 0, syscall.ESTALE
+}
+
+// An ownHandle is an open file which knows whether it has the content of the inode that it was opened on.
+type ownHandle interface{ isOwn() bool }
+
+func (h *dataHandle) isOwn() bool { return h.own }
+func (h *blobHandle) isOwn() bool { return h.own }
+
+func (n *fileNode) Release(_ context.Context, h gofs.FileHandle) syscall.Errno {
+	if own, ok := h.(ownHandle); ok && own.isOwn() {
+		n.opens.Add(-1)
+	}
+	if h, ok := h.(*blobHandle); ok {
+		h.blob.Close()
+	}
+	return 0
+}
+
+func (n *fileNode) openNow(ctx context.Context, pid uint32, refused bool) (gofs.FileHandle, uint32, syscall.Errno) {
 	if d, ok := n.parent.(*imageDir); ok && d.holds(n.basis.Load()) {
 		return n.open(n.item)
 	}
@@ -360,7 +465,7 @@ func (m *mounted) open(now *Item, cached bool) (gofs.FileHandle, uint32, syscall
 		flags = fuse.FOPEN_NOFLUSH | fuse.FOPEN_DIRECT_IO
 	}
 	if now.blob == nil {
-		return &dataHandle{now.data}, flags, 0
+		return &dataHandle{now.data, cached}, flags, 0
 	}
 	blob, err := now.blob()
 	if err != nil {
@@ -372,7 +477,7 @@ func (m *mounted) open(now *Item, cached bool) (gofs.FileHandle, uint32, syscall
 	} else if !blob.Proven {
 		flags &^= fuse.FOPEN_KEEP_CACHE
 	}
-	return &blobHandle{blob, cached && m.passthrough.Load()}, flags, 0
+	return &blobHandle{blob, cached && m.passthrough.Load(), cached}, flags, 0
 }
 
 // smallRead: of so many bytes a copy takes less time than splice(2), which needs a pipe.
@@ -403,26 +508,22 @@ func part(data, dest []byte, off int64) fuse.ReadResult {
 }
 
 // A dataHandle is an open file that the tree computed.
-type dataHandle struct{ data []byte }
+type dataHandle struct {
+	data []byte
+	own  bool // it is what the inode shows
+}
 
 // A blobHandle is an open file of a layout, which the kernel reads without
 // asking where passthrough works (linux/fuse.h, FOPEN_PASSTHROUGH).
 type blobHandle struct {
 	blob        *layout.Blob
 	passthrough bool
+	own         bool
 }
 
-var (
-	_ gofs.FilePassthroughFder = (*blobHandle)(nil)
-	_ gofs.FileReleaser        = (*blobHandle)(nil)
-)
+var _ gofs.FilePassthroughFder = (*blobHandle)(nil)
 
 func (h *blobHandle) PassthroughFd() (int, bool) { return h.blob.FD(), h.passthrough }
-
-func (h *blobHandle) Release(context.Context) syscall.Errno {
-	h.blob.Close()
-	return 0
-}
 
 // A liveNode shows a file that is made anew for each opener: .irfs/log.
 type liveNode struct {
@@ -445,7 +546,7 @@ func (n *liveNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uin
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		return nil, 0, n.refuse(ctx, "open for writing", "")
 	}
-	return &dataHandle{n.item.live(callerOf(ctx).UID)}, fuse.FOPEN_DIRECT_IO, 0
+	return &dataHandle{n.item.live(callerOf(ctx).UID), true}, fuse.FOPEN_DIRECT_IO, 0
 }
 
 func (n *liveNode) Read(_ context.Context, h gofs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {

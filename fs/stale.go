@@ -46,11 +46,14 @@ func (s *stale) refuse(pid uint32, path string) {
 }
 
 // lookedUp begins the time of a refusal anew: the kernel's next request is the
-// open.
-func (s *stale) lookedUp(pid uint32, path string, began time.Time) {
+// open. It reports whether there was one.
+func (s *stale) lookedUp(pid uint32, path string, began time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r, ok := s.at[pid]; ok && r.path == path && began.Sub(r.when) < staleFor {
-		s.at[pid] = refusal{path, time.Now()}
+	r, ok := s.at[pid]
+	if !ok || r.path != path || began.Sub(r.when) >= staleFor {
+		return false
 	}
+	s.at[pid] = refusal{path, time.Now()}
+	return true
 }

@@ -41,8 +41,9 @@ type App struct {
 
 	noSubject map[uint64]bool // manifests, by a hash of their digests
 
-	recents *recents // its registry's, as is
-	keeper  *keeper  // this; nil for one that is not published yet
+	recents *recents // its registry's, as are
+	keeper  *keeper  // this, nil for one that is not published yet,
+	windows windows  // and this
 }
 
 // A readIndex is a nested index as it was read from its blob, or why it could not be read.

@@ -84,6 +84,7 @@ func (r *Registry) stage(ctx context.Context, archive io.Reader, in Intake, far 
 		return nil, err
 	}
 	s := &Staged{App: newApp("archive", w.fd, name), reg: r, work: w, owner: in.Owner}
+	s.App.windows = r.windows
 	for range 3 { // .irfs/<random>/<name>/blobs/sha256/
 		fd, err := openDir(w.fd, ".")
 		if err != nil {

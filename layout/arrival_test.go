@@ -228,33 +228,74 @@ func TestArrivalAborted(t *testing.T) {
 	must(t, goleak.Find(ignore))
 }
 
-// Decompressors with large windows are not had in any number; when one has ended there is room for the next.
+// The windows of archives that are taken in at a time are bounded together, by what each really has; when one has ended there is room for the next.
 func TestArrivalsWithWindows(t *testing.T) {
 	ctx := context.Background()
 	plain := holey(t)
 	reg := registry(t, t.TempDir())
-	text := packed(t, "zstd", plain)
 	begun := func(text []byte) (*layout.Arrival, error) {
 		a := reg.Receive(layout.Intake{Owner: me})
 		t.Cleanup(a.Abort)
 		_, err := a.WriteAt(ctx, text[:len(text)/2], 0)
 		return a, err
 	}
-	var first *layout.Arrival
-	for range layout.MaxWindows {
-		a, err := begun(text)
-		must(t, err)
-		first = a
+	for _, row := range []struct {
+		command string
+		most    int // so many at a time
+	}{
+		{"zstd --zstd=wlog=23", 32}, {"xz", 32}, {"zstd --long=26", 4}, {"xz -9", 4}, {"bzip2", 64}, {"zstd", 96},
+	} {
+		t.Run(row.command, func(t *testing.T) {
+			text := packed(t, row.command, plain)
+			var list []*layout.Arrival
+			defer func() {
+				for _, a := range list {
+					a.Abort()
+				}
+			}()
+			for range row.most {
+				a, err := begun(text)
+				list = append(list, a)
+				must(t, err)
+			}
+			_, err := begun(text)
+			want(t, err, layout.ErrBusy, "the windows of all archives in zstd, xz or bzip2")
+			for _, command := range []string{"gzip", ""} { // which need none
+				a, err := begun(packedBy(t, command, plain))
+				must(t, err)
+				a.Abort()
+			}
+			list[0].Abort()
+			list[0], err = begun(text)
+			must(t, err)
+		})
 	}
-	_, err := begun(text)
-	want(t, err, layout.ErrBusy, "over 32 archives that are compressed by zstd or xz")
-	_, err = begun(packed(t, "gzip", plain))
-	must(t, err)
-	_, err = begun(plain)
-	must(t, err)
-	first.Abort()
-	_, err = begun(text)
-	must(t, err)
+}
+
+// A later part of an archive may have a larger window than its beginning. That counts too.
+func TestArchiveWhoseWindowGrows(t *testing.T) {
+	ctx := context.Background()
+	plain := holey(t)
+	reg := registry(t, t.TempDir())
+	small, large := packed(t, "zstd --zstd=wlog=12", plain[:100_000]), packed(t, "zstd --long=26", plain[100_000:])
+	var list []*layout.Arrival
+	for range 5 {
+		a := reg.Receive(layout.Intake{Owner: me})
+		t.Cleanup(a.Abort)
+		_, err := a.WriteAt(ctx, small, 0)
+		must(t, err)
+		list = append(list, a)
+	}
+	for i, a := range list {
+		_, err := a.WriteAt(ctx, large, int64(len(small)))
+		if i < 4 {
+			must(t, err)
+		} else {
+			want(t, err, layout.ErrBusy, "the windows of all archives")
+		}
+	}
+	_, err := reg.Stage(ctx, bytes.NewReader(append(packed(t, "xz -0", plain[:100_000]), packed(t, "xz -9", plain[100_000:])...)), layout.Intake{Owner: me})
+	want(t, err, layout.ErrLimit, "one that grows from block to block")
 }
 
 // Every error is final, so that no archive is taken in without what could not be written.

@@ -12,18 +12,9 @@ import (
 	"github.com/xi2/xz"
 )
 
-// What is more is refused, an [ErrLimit].
-const (
-	// MaxRatio is how many bytes a byte of a compressed archive may become, on the
-	// whole and beyond the first GiB: what is more is a decompression bomb.
-	MaxRatio = 200
-	// MaxWindow is how many bytes a decompressor may have to look back. `xz -9` and
-	// `zstd --ultra -21` make it that large; `zstd --long` and `-22` twice so.
-	MaxWindow = 64 << 20
-	// MaxWindows is how many archives that have such a window a process takes in at
-	// a time. More is ErrBusy.
-	MaxWindows = 32
-)
+// MaxRatio is how many bytes a byte of a compressed archive may become, on the
+// whole and beyond the first GiB: what is more is a decompression bomb, an [ErrLimit].
+const MaxRatio = 200
 
 // Compressed names the program that compressed a file which begins so, or "".
 func Compressed(head []byte) string {
@@ -42,8 +33,8 @@ func Compressed(head []byte) string {
 }
 
 // decompress gives what a file unpacks to: itself, if it is not compressed. It
-// is told by how it begins. close has to be called.
-func decompress(r io.Reader) (unpacked io.Reader, close func(), err error) {
+// is told by how it begins. The window is taken from room, which is given back by close, which has to be called.
+func decompress(r io.Reader, room *room) (unpacked io.Reader, close func(), err error) {
 	packed := &countedReader{r: r}
 	begin := bufio.NewReader(packed)
 	head, err := begin.Peek(10)
@@ -56,21 +47,34 @@ func decompress(r io.Reader) (unpacked io.Reader, close func(), err error) {
 	}
 	in := bufio.NewReaderSize(begin, 64<<10)
 	u := &unpacker{name: name, packed: packed}
-	close = func() {}
+	close = room.giveBack
 	switch name {
 	case "gzip":
 		u.r, err = newGunzip(in)
 	case "zstd":
-		var z *zstd.Decoder
-		if z, err = zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(MaxWindow)); err == nil {
-			u.r, close = z, z.Close
+		z := newZstdReader(in, room, MaxWindow)
+		u.r = z
+		close = func() {
+			z.drop()
+			room.giveBack()
 		}
 	case "xz":
-		u.r, err = xz.NewReader(in, MaxWindow)
+		var window int64
+		if window, err = xzWindow(in); err != nil {
+			break
+		}
+		window = min(window, MaxWindow)
+		if err = room.take(window); err == nil {
+			u.r, err = xz.NewReader(in, uint32(window))
+		}
 	case "bzip2":
-		u.r = bzip2.NewReader(in)
+		const block = 4 * 900_000 // which is its window
+		if err = room.take(block); err == nil {
+			u.r = bzip2.NewReader(in)
+		}
 	}
 	if err != nil {
+		close()
 		return nil, nil, u.failed(err)
 	}
 	return u, close, nil
@@ -164,9 +168,6 @@ func (u *unpacker) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// windowed says whether the decompressor may need a window of MaxWindow; those of the others are small.
-func (u *unpacker) windowed() bool { return u.name == "zstd" || u.name == "xz" }
-
 // An unpackingError tells a decompressor's error from those of who reads what it makes.
 type unpackingError struct{ error }
 
@@ -174,10 +175,11 @@ func (e *unpackingError) Unwrap() error { return e.error }
 
 func (u *unpacker) failed(err error) error {
 	switch {
+	case errors.Is(err, ErrBusy):
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF), errors.Is(err, xz.ErrBuf):
 		err = fmt.Errorf("archive: compressed by %s, and it ends too early: %w", u.name, incomplete{})
 	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, xz.ErrMemlimit):
-		err = limitf("archive: compressed by %s with a window over the limit of %d bytes; compress it with less, or unpack it first", u.name, MaxWindow)
+		err = limitf("archive: compressed by %s with a window over the limit of %d bytes, or one that grows from block to block; compress it with less, or unpack it first", u.name, MaxWindow)
 	case u.n > 0 && (errors.Is(err, gzip.ErrHeader) || errors.Is(err, zstd.ErrMagicMismatch)):
 		err = corruptf("archive: there is data after its end, which is not compressed by %s: %w", u.name, err)
 	default:

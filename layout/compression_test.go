@@ -129,7 +129,7 @@ func FuzzDecompress(f *testing.F) {
 
 // unpacked reads at most so many bytes of what an archive unpacks to.
 func unpacked(r io.Reader, most int64) ([]byte, error) {
-	u, close, err := decompress(r)
+	u, close, err := decompress(r, newWindows().ofArchive())
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package layout
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -87,12 +88,12 @@ func (s *Snapshot) manifest(e Entry, seen *Seen) (*Manifest, error) {
 	if m, found := recents.manifests.get(s.app, e.Descriptor); m != nil && s.Unmoved(found) {
 		again := *m
 		again.Descriptor, again.Kind = e.Descriptor, m.kindUnder(e.Descriptor)
-		seen.addAll(found)
+		seen.Add(found)
 		return &again, nil
 	}
 	var found Seen
 	m, err := s.readManifest(e, &found)
-	seen.addAll(found)
+	seen.Add(found)
 	if err == nil {
 		recents.manifests.put(s.app, e.Descriptor, m, found)
 	}
@@ -171,7 +172,7 @@ func (m *Manifest) kindUnder(d v1.Descriptor) Kind {
 //   - an OCI manifest with a config that is of no image config's type, and has no `rootfs` (podman looks at neither in one of Docker's).
 //
 // An image without layers is an image. What cannot be read is taken for an image's, which counts.
-func (s *Snapshot) kind(dirfd int, mediaType string, m *v1.Manifest, seen *Seen) (Kind, error) {
+func (s *Snapshot) kind(dirfd int, mediaType string, m *v1.Manifest, seen *Seen) (_ Kind, err error) {
 	if mediaType == v1.MediaTypeImageManifest && !IsConfig(m.Config.MediaType) {
 		config, _, _, err := s.app.readBlob(dirfd, m.Config, MaxConfig, seen)
 		switch {
@@ -191,20 +192,42 @@ func (s *Snapshot) kind(dirfd int, mediaType string, m *v1.Manifest, seen *Seen)
 			return KindImage, nil
 		}
 	}
+	begins := map[digest.Digest]beginning{}
 	for _, l := range m.Layers {
-		head, err := s.head(dirfd, l.Digest, seen)
-		if errors.Is(err, ErrMissing) && len(l.URLs) == 0 { // which nobody can run
+		b, again := begins[l.Digest]
+		if !again {
+			if b, err = s.beginning(dirfd, l.Digest, seen); err != nil {
+				return "", err
+			}
+			begins[l.Digest] = b
+		}
+		if b.missing && len(l.URLs) == 0 { // which nobody can run
 			continue
 		}
 		// A statement is an object in JSON, and nothing that anybody takes for the end of an empty tar file.
-		if errors.Is(err, ErrCorrupt) || err == nil && (looksLikeLayer(head) || l.MediaType == inToto && head[0] != '{') {
+		if b.missing || b.layer || l.MediaType == inToto && !b.object {
 			return KindImage, nil
-		}
-		if err != nil {
-			return "", err
 		}
 	}
 	return KindArtifact, nil
+}
+
+// A beginning is what the first bytes of a blob are like.
+type beginning struct {
+	missing bool // it is not there
+	layer   bool // they are, or may be, a layer's
+	object  bool // they are those of an object in JSON
+}
+
+func (s *Snapshot) beginning(dirfd int, d digest.Digest, seen *Seen) (beginning, error) {
+	head, err := s.head(dirfd, d, seen)
+	switch {
+	case errors.Is(err, ErrMissing):
+		return beginning{missing: true}, nil
+	case errors.Is(err, ErrCorrupt):
+		return beginning{layer: true}, nil
+	}
+	return beginning{layer: err == nil && looksLikeLayer(head), object: bytes.HasPrefix(head, []byte("{"))}, err
 }
 
 // head reads the first bytes of a blob, which is not compared with its digest.
@@ -268,12 +291,12 @@ func (s *Snapshot) Config(m *Manifest, seen *Seen) (*Config, error) {
 		return s.readConfig(m, seen)
 	}
 	if c, found := recents.configs.get(s.app, m.Doc.Config); c != nil && s.Unmoved(found) {
-		seen.addAll(found)
+		seen.Add(found)
 		return c, nil
 	}
 	var found Seen
 	c, err := s.readConfig(m, &found)
-	seen.addAll(found)
+	seen.Add(found)
 	if err == nil {
 		recents.configs.put(s.app, m.Doc.Config, c, found)
 	}
@@ -343,7 +366,8 @@ func (s *Seen) add(name, sum digest.Digest, at sighting) {
 	s.files = append(s.files, seenFile{at, name, sum})
 }
 
-func (s *Seen) addAll(more Seen) {
+// Add adds what more has seen.
+func (s *Seen) Add(more Seen) {
 	if s != nil {
 		s.files = append(s.files, more.files...)
 	}

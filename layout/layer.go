@@ -115,11 +115,13 @@ func LayerProblem(d v1.Descriptor, diffID digest.Digest) string {
 
 // CheckLayer reads a whole layer: the blob has to have its descriptor's size and digest, begin as its media type says, and unpack, to the
 // end of the stream, to the digest diffID. It adds the blob to seen, be it good or bad, and stops when ctx is done. table names the format of a
-// table of contents that the layer brings along, which is not checked here; "" if there is none.
+// table of contents at the layer's end, which is not checked here; "" if there is none.
 func (s *Snapshot) CheckLayer(ctx context.Context, d v1.Descriptor, diffID digest.Digest, seen *Seen) (table string, err error) {
 	diff := diffID.Algorithm().Hash()
 	var unpackErr error
-	tail, err := s.readLayer(ctx, d, seen, func(r *bufio.Reader) { unpackErr = unpack(diff, r, d.MediaType) })
+	tail, err := s.readLayer(ctx, d, seen, func(r *bufio.Reader, room *room) {
+		unpackErr = unpack(&writeTo{ctx, diff}, r, d.MediaType, room)
+	})
 	switch {
 	case err != nil:
 		return "", err
@@ -131,17 +133,23 @@ func (s *Snapshot) CheckLayer(ctx context.Context, d v1.Descriptor, diffID diges
 	if got := digest.NewDigest(diffID.Algorithm(), diff); got != diffID {
 		return "", corruptf("%s: unpacks to %s, and the config's diff_id is %s", d.Digest, got, diffID)
 	}
-	return tableOfContents(d, tail), nil
+	return tableAtEnd(tail), nil
 }
 
 // CheckBlob is [Snapshot.CheckLayer] for what need not unpack to anything: a layer of an artifact.
 func (s *Snapshot) CheckBlob(ctx context.Context, d v1.Descriptor, seen *Seen) error {
-	_, err := s.readLayer(ctx, d, seen, func(*bufio.Reader) {})
+	_, err := s.readLayer(ctx, d, seen, func(*bufio.Reader, *room) {})
 	return err
 }
 
-// readLayer reads a whole blob, which has to have its descriptor's size and digest, and returns its last bytes. use may read it.
-func (s *Snapshot) readLayer(ctx context.Context, d v1.Descriptor, seen *Seen, use func(*bufio.Reader)) (tail []byte, err error) {
+// readLayer reads a whole blob, which has to have its descriptor's size and digest, and returns its last bytes. use may read it. It waits until
+// there is room to unpack one more layer.
+func (s *Snapshot) readLayer(ctx context.Context, d v1.Descriptor, seen *Seen, use func(*bufio.Reader, *room)) (tail []byte, err error) {
+	room := s.app.windows.ofLayer(ctx)
+	if err := room.take(0); err != nil {
+		return nil, err
+	}
+	defer room.giveBack()
 	dirfd, err := s.app.open()
 	if err != nil {
 		return nil, err
@@ -168,7 +176,7 @@ func (s *Snapshot) readLayer(ctx context.Context, d v1.Descriptor, seen *Seen, u
 	last := &tailWriter{}
 	blob := d.Digest.Algorithm().Hash()
 	source := &readFrom{ctx: ctx, r: io.TeeReader(io.LimitReader(&fdReader{fd: fd, name: name}, d.Size), io.MultiWriter(blob, last))}
-	use(bufio.NewReaderSize(source, 64<<10))
+	use(bufio.NewReaderSize(source, 64<<10), room)
 	if _, err := io.Copy(io.Discard, source); err != nil { // what the decompressor left
 		return nil, err
 	}
@@ -194,10 +202,12 @@ func (w *tailWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// tableOfContents names the format of the table of contents that a layer brings along: one that its annotations or its last bytes, some readers
-// go by those alone, lead to (github.com/containerd/stargz-snapshotter, docs/estargz.md; github.com/containers/storage, pkg/chunked). Any other annotation
+// Some readers take the files of a layer from a table of contents that it brings along, which its annotations or its last bytes lead
+// to, and go by that alone (github.com/containerd/stargz-snapshotter, docs/estargz.md; github.com/containers/storage, pkg/chunked). Any other annotation
 // by which a snapshotter of containerd finds other files than the tar's is as good as one (overlaybd, nydus).
-func tableOfContents(d v1.Descriptor, tail []byte) string {
+
+// AnnotatedTable names the format of the table of contents that the annotations of a layer lead to, "" for none.
+func AnnotatedTable(d v1.Descriptor) string {
 	for _, name := range slices.Sorted(maps.Keys(d.Annotations)) {
 		switch {
 		case strings.HasPrefix(name, "containerd.io/snapshot/stargz/"):
@@ -208,6 +218,11 @@ func tableOfContents(d v1.Descriptor, tail []byte) string {
 			return name
 		}
 	}
+	return ""
+}
+
+// tableAtEnd is AnnotatedTable by a layer's last bytes.
+func tableAtEnd(tail []byte) string {
 	switch {
 	case bytes.Contains(tail, []byte("STARGZ")): // in the extra field of an empty gzip member
 		return "eStargz"
@@ -249,8 +264,21 @@ func (r *readFrom) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// writeTo writes until ctx is done: a few bytes may unpack to very many.
+type writeTo struct {
+	ctx context.Context
+	w   io.Writer
+}
+
+func (w *writeTo) Write(p []byte) (int, error) {
+	if err := w.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return w.w.Write(p)
+}
+
 // unpack writes what a layer of that media type unpacks to. One of a type that irfs cannot unpack is written as it is.
-func unpack(w io.Writer, r *bufio.Reader, mediaType string) error {
+func unpack(w io.Writer, r *bufio.Reader, mediaType string, room *room) error {
 	compression, known := compressionOf(mediaType)
 	head, err := r.Peek(longestMagic)
 	if err != nil && err != io.EOF {
@@ -265,11 +293,12 @@ func unpack(w io.Writer, r *bufio.Reader, mediaType string) error {
 	case compression == "gzip":
 		err = gunzipTo(w, r)
 	case compression == "zstd":
-		var z *zstd.Decoder
-		if z, err = zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20)); err == nil {
-			defer z.Close()
-			_, err = io.Copy(w, z)
-		}
+		z := newZstdReader(r, room, MaxLayerWindow)
+		defer z.drop()
+		_, err = io.Copy(w, z)
+	}
+	if errors.Is(err, zstd.ErrWindowSizeExceeded) {
+		return limitf("compressed by zstd with a window over the limit of %d bytes", MaxLayerWindow)
 	}
 	if err != nil {
 		return corruptf("cannot be unpacked: %w", err)

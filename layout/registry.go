@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -52,7 +51,7 @@ type Registry struct {
 	recents recents
 
 	staging staging
-	windows atomic.Int32 // archives that are being unpacked and have one
+	windows windows
 }
 
 // Open opens the registry in the directory dir.
@@ -70,7 +69,7 @@ func Open(dir string) (*Registry, error) {
 		closeFD(fd)
 		return nil, fmt.Errorf("registry: %w", err)
 	}
-	return &Registry{path: dir, fd: fd, keeper: keeper, apps: map[string]*App{}, dirs: map[string]seenDir{}}, nil
+	return &Registry{path: dir, fd: fd, keeper: keeper, apps: map[string]*App{}, dirs: map[string]seenDir{}, windows: newWindows()}, nil
 }
 
 // Close closes the registry; its apps cannot be used any more.
@@ -462,7 +461,7 @@ func (r *Registry) App(name string) (*App, error) {
 	if a == nil || a.id != d.ID {
 		r.forget()
 		a = newApp(name, r.fd, name)
-		a.id, a.recents, a.keeper = d.ID, &r.recents, r.keeper
+		a.id, a.recents, a.keeper, a.windows = d.ID, &r.recents, r.keeper, r.windows
 		r.apps[name] = a
 	}
 	return a, nil

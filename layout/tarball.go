@@ -3,6 +3,7 @@ package layout
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -32,19 +33,13 @@ type reading struct {
 // read reads the archive to its end.
 func (u *unpacking) read(archive io.Reader, far *reading) error {
 	source := &readFrom{ctx: u.ctx, r: archive}
-	unpacked, close, err := decompress(source)
+	unpacked, close, err := decompress(source, u.reg.windows.ofArchive())
 	if err != nil {
-		return err
+		return cmp.Or(source.err, err)
 	}
 	defer close()
-	unpacker, packed := unpacked.(*unpacker)
+	_, packed := unpacked.(*unpacker)
 	far.packed.Store(packed)
-	if packed && unpacker.windowed() {
-		defer u.reg.windows.Add(-1)
-		if u.reg.windows.Add(1) > MaxWindows {
-			return kindf(ErrBusy, "archive: over %d archives that are compressed by zstd or xz at a time; try again when the others are there, or unpack it first", MaxWindows)
-		}
-	}
 	tail := &tail{source: source, r: unpacked}
 	entries := tar.NewReader(tail)
 	names := nameTree{kinds: map[string]byte{}}
@@ -362,6 +357,12 @@ type tail struct {
 const maxHeaders = 256 << 10
 
 func (t *tail) Read(p []byte) (int, error) {
+	if t.source.err == nil { // much may be unpacked with nothing being read
+		t.source.err = t.source.ctx.Err()
+	}
+	if t.source.err != nil {
+		return 0, t.source.err
+	}
 	n, err := t.r.Read(p)
 	rest := bytes.TrimRight(p[:n], "\x00")
 	if len(rest) > 0 {

@@ -2,6 +2,7 @@ package sign_test
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -86,6 +87,75 @@ func TestVerifyCorruptImageByMany(t *testing.T) {
 	runtime.ReadMemStats(&after)
 	if mib := (after.TotalAlloc - before.TotalAlloc) >> 20; mib > 200 {
 		t.Errorf("it took %d MiB", mib)
+	}
+}
+
+// A layer is read once for all that ask, however often it is named, also where nothing proves that it stays as it is.
+func TestLayersAreCheckedOnce(t *testing.T) {
+	ctx := context.Background()
+	text := make([]byte, 4<<20)
+	rand.Read(text)
+	layer := sample.Gzip("a", string(text))
+	const many = 200
+	l := sample.New()
+	blob := l.Blob(v1.MediaTypeImageLayerGzip, layer.Blob())
+	image := func(n, layers int) v1.Descriptor {
+		config := v1.Image{Author: fmt.Sprint(n), Platform: sample.Linux("amd64"), RootFS: v1.RootFS{Type: "layers"}}
+		m := v1.Manifest{}
+		for range layers {
+			config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, layer.DiffID())
+			m.Layers = append(m.Layers, blob)
+		}
+		m.Config = l.Document(v1.MediaTypeImageConfig, config)
+		d := l.Manifest(m)
+		d.Platform = &v1.Platform{OS: "linux", Architecture: "amd64", Variant: fmt.Sprint(n)}
+		return d
+	}
+	l.Tag("often", image(-1, many))
+	var images []v1.Descriptor
+	for n := range many {
+		d := image(n, 1)
+		l.Tag(fmt.Sprint(n), d)
+		images = append(images, d)
+	}
+	l.Tag("index", l.Index(images...))
+	other := l.Blob("text/plain", []byte(strings.Repeat("x", 1<<20)))
+	artifact := v1.Manifest{Config: l.Blob("text/plain", []byte("{}"))}
+	for range many {
+		artifact.Layers = append(artifact.Layers, other)
+	}
+	l.Tag("artifact", l.Manifest(artifact))
+	app, dir := appOf(t, l)
+	verifier := sign.NewVerifier(trust(ca))
+	verify := func(ref string) {
+		snap, e := resolve(t, app, ref)
+		v, err := verifier.Verify(ctx, app, snap, e, true)
+		must(t, err)
+		if v.Layers != sign.LayersVerified {
+			t.Errorf("%s: %s", ref, v.Text())
+		}
+	}
+	for _, row := range []struct {
+		what string
+		blob v1.Descriptor
+		most int
+		do   func()
+	}{
+		{"an image", blob, 1, func() { verify("often") }},
+		{"an index", blob, 1, func() { verify("index") }},
+		{"an index, again", blob, 1, func() { verify("index") }},
+		{"many at once", blob, many / 2, func() {
+			var all sync.WaitGroup
+			for n := range many {
+				all.Go(func() { verify(fmt.Sprint(n)) })
+			}
+			all.Wait()
+		}},
+		{"an artifact", other, 2, func() { verify("artifact") }}, // and once for what it begins with
+	} {
+		if n := opened(t, filepath.Join(dir, sample.Path(row.blob.Digest)), row.do); n > row.most {
+			t.Errorf("%s: the layer was opened %d times", row.what, n)
+		}
 	}
 }
 

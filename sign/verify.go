@@ -144,7 +144,9 @@ type Verifier struct {
 	mu       sync.Mutex
 	verdicts map[verdictKey]*Verdict
 	most     int // verdicts, before those are forgotten that nobody can ask for any more
-	flights  map[verdictKey]*flight
+	flights  flights[verdictKey, look]
+
+	layers layers
 }
 
 type verdictKey struct {
@@ -161,7 +163,7 @@ const (
 
 // NewVerifier gives a Verifier that trusts t.
 func NewVerifier(t *Trust) *Verifier {
-	return &Verifier{Trust: t, verdicts: map[verdictKey]*Verdict{}, flights: map[verdictKey]*flight{}}
+	return &Verifier{Trust: t, verdicts: map[verdictKey]*Verdict{}}
 }
 
 // Verify gives the verdict on an entry of the app; with full, every layer is
@@ -171,7 +173,7 @@ func (v *Verifier) Verify(ctx context.Context, app *layout.App, snap *layout.Sna
 	if layout.IsIndex(e.MediaType) {
 		return v.index(ctx, app, snap, e, full)
 	}
-	return v.image(ctx, app, snap, e, full)
+	return v.image(ctx, app, snap, e, full, time.Time{})
 }
 
 // maxRehash is how many bytes Known hashes at most to know.
@@ -187,9 +189,14 @@ func (v *Verifier) Known(ctx context.Context, app *layout.App, snap *layout.Snap
 	if err != nil {
 		return nil
 	}
+	rehash := int64(0)
 	for _, image := range images {
 		// Among them may be an index that is corrupt, e itself even.
-		if v.known(ctx, app, snap, image) == nil {
+		known := v.known(ctx, app, snap, image)
+		if known == nil {
+			return nil
+		}
+		if rehash += known.seen.Racy(); rehash > maxRehash {
 			return nil
 		}
 	}
@@ -300,24 +307,36 @@ func about(d v1.Descriptor) uint64 {
 
 var seed = maphash.MakeSeed()
 
-func (v *Verifier) image(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry, full bool) (*Verdict, error) {
-	do := func(ctx context.Context) (*Verdict, error) {
+// A look is a verdict with the time that the oldest thing was seen at which it rests upon and which proves nothing any more.
+type look struct {
+	verdict *Verdict
+	since   time.Time
+}
+
+// image gives the verdict on an image. Of its layers, what was seen after since will do; with no time, after this was asked for.
+func (v *Verifier) image(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry, full bool, since time.Time) (*Verdict, error) {
+	do := func(ctx context.Context, began time.Time) (look, error) {
 		verdict, m, c, err := v.Trust.check(snap, e)
+		found := look{verdict, began}
 		if err == nil && full {
-			err = verdict.checkLayers(ctx, snap, m, c)
+			var oldest time.Time
+			oldest, err = v.checkLayers(ctx, app, snap, verdict, m, c, earlier(since, began))
+			found.since = earlier(oldest, began)
 		}
 		if err != nil {
-			return nil, err
+			return look{}, err
 		}
 		verdict.Mtime = verdict.seen.Mtime()
 		verdict.share()
-		return verdict, nil
+		return found, nil
 	}
+	asked := earlier(since, time.Now())
 	if e.Err != nil {
-		return do(ctx)
+		found, err := do(ctx, asked)
+		return found.verdict, err
 	}
 	key := verdictKey{app, string(e.Digest), full}
-	for asked := time.Now(); ; {
+	for {
 		kept := v.kept(key, e)
 		if kept != nil && kept.seen.Racy() == 0 {
 			if verdict, err := v.renew(ctx, key, snap, kept); verdict != nil || err != nil {
@@ -325,80 +344,35 @@ func (v *Verifier) image(ctx context.Context, app *layout.App, snap *layout.Snap
 			}
 			kept = nil
 		}
-		verdict, began, err := v.fly(ctx, key, func(ctx context.Context) (*Verdict, error) {
-			if kept != nil {
+		found, err := v.flights.fly(ctx, key, func(ctx context.Context, began time.Time) (look, error) {
+			if kept != nil && !full { // layers are renewed one by one, for they may be those of many images
 				if verdict, err := v.renew(ctx, key, snap, kept); verdict != nil || err != nil {
-					return verdict, err
+					return look{verdict, began}, err
 				}
 			}
-			return do(ctx)
+			found, err := do(ctx, began)
+			if err == nil {
+				v.keep(key, found.verdict)
+			}
+			return found, err
 		})
 		if err != nil {
 			return nil, err
 		}
 		// One that others began before it was asked for here, or of another
 		// descriptor, does not count; the next round asks again.
-		if verdict.of == about(e.Descriptor) && !began.Before(asked) {
-			return verdict, nil
+		if found.verdict.of == about(e.Descriptor) && !found.since.Before(asked) {
+			return found.verdict, nil
 		}
 	}
 }
 
-// A flight is a verification that is under way, and those who wait for it.
-type flight struct {
-	began   time.Time
-	done    chan struct{}
-	stop    context.CancelFunc
-	waiting int
-	verdict *Verdict
-	err     error
-}
-
-// fly makes sure that what one key stands for is done once at a time, and keeps
-// what came of it. It stops when nobody waits for it any more.
-func (v *Verifier) fly(ctx context.Context, key verdictKey, do func(context.Context) (*Verdict, error)) (verdict *Verdict, began time.Time, err error) {
-	v.mu.Lock()
-	f := v.flights[key]
-	if f == nil {
-		flying, stop := context.WithCancel(context.Background())
-		f = &flight{began: time.Now(), done: make(chan struct{}), stop: stop}
-		v.flights[key] = f
-		go func() {
-			f.verdict, f.err = do(flying)
-			if f.err == nil {
-				v.keep(key, f.verdict)
-			}
-			v.land(key, f)
-			close(f.done)
-		}()
+// earlier is the earlier of two times, of which the first may be none.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || b.Before(a) {
+		return b
 	}
-	f.waiting++
-	v.mu.Unlock()
-	select {
-	case <-f.done:
-	case <-ctx.Done():
-		err = ctx.Err()
-	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if f.waiting--; f.waiting == 0 {
-		f.stop()
-		if v.flights[key] == f {
-			delete(v.flights, key)
-		}
-	}
-	if err != nil {
-		return nil, f.began, err
-	}
-	return f.verdict, f.began, f.err
-}
-
-func (v *Verifier) land(key verdictKey, f *flight) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.flights[key] == f {
-		delete(v.flights, key)
-	}
+	return a
 }
 
 // check makes every check of section "Verifying" of the package comment on an
@@ -540,49 +514,10 @@ func (v *Verdict) checkChain(t *Trust, m *layout.Manifest, c *layout.Config) {
 	}
 }
 
-// checkLayers adds what verify-full checks to the verdict.
-func (v *Verdict) checkLayers(ctx context.Context, snap *layout.Snapshot, m *layout.Manifest, c *layout.Config) error {
-	if v.Status == Corrupt || m.Doc == nil || v.Kind != layout.KindImage && v.Kind != layout.KindArtifact {
-		return nil
-	}
-	corrupt := func(check, reason string) {
-		v.Layers, v.lines = LayersCorrupt, []string{v.Reason}
-		v.decide(Corrupt, check, reason)
-	}
-	brings := "" // a table of contents
-	if table := layout.TableOf(m); table != "" {
-		brings = fmt.Sprintf("the manifest brings a table of contents (%s)", table)
-	}
-	for i, layer := range m.Doc.Layers {
-		var table string
-		var err error
-		if v.Kind == layout.KindArtifact {
-			err = snap.CheckBlob(ctx, layer, &v.seen)
-		} else {
-			table, err = snap.CheckLayer(ctx, layer, c.Doc.RootFS.DiffIDs[i], &v.seen)
-		}
-		if errors.Is(err, layout.ErrCorrupt) {
-			corrupt(fmt.Sprintf("layer %d of %d", i+1, len(m.Doc.Layers)), err.Error())
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if table != "" && brings == "" {
-			brings = fmt.Sprintf("layer %d brings a table of contents (%s)", i+1, table)
-		}
-	}
-	if brings != "" && v.Status == Verified {
-		corrupt("layers", brings+" that is not checked yet")
-		return nil
-	}
-	v.Layers = LayersVerified
-	return nil
-}
-
 // index gives an index the worst word of the images that count in it.
 func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry, full bool) (*Verdict, error) {
 	verdict := &Verdict{Kind: layout.KindIndex, Layers: LayersUnchecked}
+	asked := time.Now() // its images may have the same layers
 	images, err := snap.Images(ctx, e)
 	if err == nil && e.Err != nil {
 		err = e.Err
@@ -608,7 +543,7 @@ func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snap
 		one := &Verdict{}
 		if image.Err != nil {
 			one.decide(Corrupt, "index", image.Err.Error())
-		} else if one, err = v.image(ctx, app, snap, image, full); err != nil {
+		} else if one, err = v.image(ctx, app, snap, image, full, asked); err != nil {
 			return nil, err
 		}
 		verdict.Mtime = max(verdict.Mtime, one.Mtime)

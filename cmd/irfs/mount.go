@@ -257,6 +257,10 @@ func tune() (unused []byte) {
 		debug.SetGCPercent(50)       // a mount keeps much and makes little anew: a quarter less memory for little work
 		unused = make([]byte, 3<<20) // so the collector of a small mount does not run for each import
 	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		// Windows of decompressors may take two thirds of it (layout.MaxWindows, MaxLayerWindows). Those that nobody uses any more are collected before it is reached.
+		debug.SetMemoryLimit(768 << 20)
+	}
 	if os.Getenv("GOMAXPROCS") == "" {
 		// A thread that waits for a request keeps its place among those that run, until that is taken from it some ten
 		// microseconds later. go-fuse has one more of them than there were places, but at least 3 and at most 17.

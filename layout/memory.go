@@ -1,0 +1,40 @@
+package layout
+
+import (
+	"runtime/debug"
+	"sync"
+	"time"
+)
+
+// heavy is the work of this process that takes much memory for a while.
+var heavy rest
+
+// Heavy notes that such work begins; the function that it returns has to be called once, when that has ended.
+func Heavy() (end func()) { return heavy.begin() }
+
+// A rest gives memory back to the system some time after the last work that took much of it: Go's runtime alone keeps what it
+// once had for as long as little is made anew.
+type rest struct {
+	mu    sync.Mutex
+	going int
+	timer *time.Timer
+}
+
+// restAfter is how long nothing heavy has to go on. A collection takes time that grows with what is kept.
+const restAfter = 10 * time.Second
+
+func (r *rest) begin() (end func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.going++
+	if r.timer != nil {
+		r.timer.Stop()
+	}
+	return sync.OnceFunc(func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.going--; r.going == 0 {
+			r.timer = time.AfterFunc(restAfter, debug.FreeOSMemory)
+		}
+	})
+}
