@@ -1,6 +1,6 @@
 package layout
 
-import "github.com/opencontainers/go-digest"
+import "context"
 
 // A change of an app brings blobs first, and then the index.json that names
 // them. If it fails between the two, they go again. If it is killed there they
@@ -12,13 +12,13 @@ func (l *locked) takeBack() {
 	if len(l.brought)+len(l.made) == 0 {
 		return
 	}
-	snap, _, seen, err := l.read()
+	snap, raw, seen, err := l.read()
 	if err != nil {
 		return
 	}
-	var used map[digest.Digest]bool
+	var r *reach
 	if !snap.Equal(l.first) {
-		if used, err = snap.used(); err != nil {
+		if r, err = l.reach(context.Background(), snap, raw); err != nil {
 			return
 		}
 	}
@@ -26,7 +26,7 @@ func (l *locked) takeBack() {
 		if same, err := l.unchanged(snap, seen); err != nil || !same {
 			return
 		}
-		if !used[d] {
+		if r == nil || !r.uses(d) {
 			unlink(l.dirfd, BlobPath(d))
 		}
 	}
