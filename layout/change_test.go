@@ -574,7 +574,7 @@ func TestAnnotateWaitsForAnotherProcess(t *testing.T) {
 		if d := time.Since(start); !errors.Is(err, context.DeadlineExceeded) || d < 100*time.Millisecond || d > time.Second {
 			t.Errorf("%v after %v", err, d)
 		}
-		if _, err := app.Collect(ctx, 0, false); !errors.Is(err, context.DeadlineExceeded) {
+		if _, _, err := app.Collect(ctx, 0, false); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("collect: %v", err)
 		}
 		same(t, dir, before)

@@ -481,7 +481,7 @@ func (s *Staged) Keep(ctx context.Context, keep []digest.Digest, tag string) err
 	if err != nil {
 		return err
 	}
-	_, err = s.App.Collect(ctx, 0, false)
+	_, _, err = s.App.Collect(ctx, 0, false)
 	return err
 }
 

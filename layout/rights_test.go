@@ -40,7 +40,7 @@ func TestAppIsOneDirectory(t *testing.T) {
 		_, listErr := app.List("blobs", true)
 		_, manifestErr := snap.Manifest(entry)
 		_, annotateErr := annotate(context.Background(), app, "x", "value")
-		_, collectErr := app.Collect(context.Background(), 0, false)
+		_, _, collectErr := app.Collect(context.Background(), 0, false)
 		_, inErr := reg.DirIn("app", namespace.ID, "nginx")
 		_, dirsErr := reg.Dirs("app", namespace)
 		_, snapErr := app.Snapshot()

@@ -3,8 +3,6 @@ package layout
 import (
 	"context"
 	"path"
-
-	"github.com/opencontainers/go-digest"
 )
 
 // A change of an app brings blobs first, and then the index.json that names
@@ -17,13 +15,13 @@ func (l *locked) takeBack() {
 	if len(l.brought)+len(l.made) == 0 {
 		return
 	}
-	snap, _, seen, err := l.read()
+	snap, raw, seen, err := l.read()
 	if err != nil {
 		return
 	}
-	var used map[digest.Digest]bool
+	var r *reach
 	if !snap.Equal(l.first) {
-		if used, err = snap.used(context.Background()); err != nil {
+		if r, err = l.reach(context.Background(), snap, raw); err != nil {
 			return
 		}
 	}
@@ -31,7 +29,7 @@ func (l *locked) takeBack() {
 		if same, err := l.unchanged(snap, seen); err != nil || !same {
 			return
 		}
-		if dir, open := l.dirs[path.Dir(BlobPath(d))]; open && !used[d] {
+		if dir, open := l.dirs[path.Dir(BlobPath(d))]; open && (r == nil || !r.uses(d)) {
 			unlink(dir, path.Base(BlobPath(d)))
 		}
 	}
