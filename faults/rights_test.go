@@ -412,3 +412,34 @@ func TestWorkingDirectoryThatIsLocked(t *testing.T) {
 	in.Close()
 	must(t, reader.Wait())
 }
+
+// 65: what tells of an import into what is closed stays closed, whatever has its name.
+func TestReceiptsOfWhatIsClosed(t *testing.T) {
+	house.Need(t, "fuse", "root")
+	registry := newDir(t, "registry")
+	must(t, os.Chmod(registry, 0o777))
+	l := sample.New()
+	l.Tag("hush", l.Image(sample.Linux("amd64"), sample.Gzip("a", "TOPSECRET")))
+	archive := newDir(t, "archives") + "/x.tar"
+	must(t, os.WriteFile(archive, archiveOf(t, l), 0o644))
+	for name, user := range map[string]int{"closed": victim, "open": attacker} {
+		must(t, os.Mkdir(registry+"/"+name, 0o755))
+		give(t, user, registry+"/"+name)
+	}
+	must(t, l.WriteDir(registry+"/mine"))
+	give(t, attacker, registry+"/mine")
+	mnt := mount(t, registry, "-o", "allow_other")
+	text := sh(victim, `cp "$1" "$2"/import/secret.tar; mkdir "$2"/import/closed; cp "$1" "$2"/import/closed/inner.tar; chmod 700 "$3"/secret "$3"/closed; rmdir "$2"/import/closed`, archive, mnt, registry)
+	read := fmt.Sprintf("cat %s/import/.done/secret.txt; ls %[1]s/import/.done/closed; cat %[1]s/import/.done/closed/inner.txt", mnt)
+	if now := sh(victim, read); !strings.Contains(now, "hush") || !strings.Contains(now, "inner.txt") {
+		t.Fatalf("whoever imported reads %s, after %s", now, text)
+	}
+	for _, swapped := range []bool{false, true} {
+		if swapped {
+			must(t, exchange(registry+"/secret", registry+"/mine"), exchange(registry+"/closed", registry+"/open"))
+		}
+		if text := sh(attacker, read); strings.Count(text, "Permission denied") != 3 {
+			t.Errorf("another reads %s", text)
+		}
+	}
+}
