@@ -50,6 +50,12 @@
 // second, but not behind a change made through this mount: the names that a
 // signing changed are expired before its write returns.
 //
+// # What a directory shows
+//
+// The kernel asks for rights by what it looked up, and may know that for a second. So a directory here stands for the directory of the registry
+// that was looked up, and not for its name (place, in tree.go): once the name leads to another one, everything in it is ESTALE, and the kernel walks the
+// path again, with the rights that hold there. A shell that stands in it has to go there again.
+//
 // # The drop folder
 //
 // What is written into import/ is taken in while it arrives (layout.Arrival), and

@@ -194,3 +194,32 @@ func TestImportSharesNoFile(t *testing.T) {
 		})
 	}
 }
+
+// What is closed stays closed: a new file gets owner and mode of the one whose bytes were read, and of no other that took its name since.
+func TestAnnotateWhatIsReplacedMeanwhile(t *testing.T) {
+	for _, replaced := range []string{"index.json", "manifest"} {
+		t.Run(replaced, func(t *testing.T) {
+			l := small()
+			dir := writeApp(t, l)
+			tries := 0
+			_, err := appIn(t, dir).Annotate(t.Context(), func(snap *layout.Snapshot) ([]layout.Edit, error) {
+				e, err := snap.Tag(t.Context(), "x")
+				must(t, err)
+				m, err := snap.Manifest(e)
+				if tries++; tries == 1 {
+					name := dir + "/app/index.json"
+					if replaced == "manifest" {
+						name = dir + "/app/" + sample.Path(e.Digest)
+					}
+					write(t, dir+"/open", string(must2(os.ReadFile(name))))
+					must(t, os.Rename(dir+"/open", name))
+				}
+				return []layout.Edit{{Manifest: m, Set: []layout.Annotation{{Key: "key", Value: "value"}}}}, err
+			})
+			must(t, err)
+			if tries != 2 {
+				t.Errorf("tried %d times", tries)
+			}
+		})
+	}
+}
