@@ -41,14 +41,16 @@
 //
 // # No cache is ever stale
 //
-// An inode's content never changes. Its number is a keyed hash of its path and its
-// content, so another content is another inode. Every open(2) computes what is at
+// An inode's content never changes: an inode stands for a path and for what is there, so another content is another inode. (Their number is the
+// same, a keyed hash of the path; a hash of the content is their generation.) Every open(2) computes what is at
 // the path now, which is a few calls of stat(2) if nothing changed, and their times prove that (package layout, "Remembering"); if that is
 // not what the inode shows, the answer is ESTALE, and the kernel walks the path
 // again by itself and gets the new inode. So the kernel may keep every page of every
 // inode, and an open never lags behind the registry. stat(2) may lag by one
-// second, but not behind a change made through this mount: the names that a
-// signing changed are expired before its write returns.
+// second, but not behind a change made through this mount: the attributes of what a
+// signing changed are expired before its write returns, and the kernel asks for those that are at the path now.
+// If somebody has such a file open, the write takes up to a second more: an open inode has its own attributes, and the kernel may take the
+// name for it for so long. Names are not expired, for that waits for who reads the directory.
 //
 // # What a directory shows
 //

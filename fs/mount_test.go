@@ -380,6 +380,11 @@ func TestStatBesideSignings(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		var held *os.File
+		if signings%10 == 0 { // somebody has it open all the time
+			held, err = os.Open(at + "/verify")
+			must(t, err)
+		}
 		must(t, w.sign("app/tags/t0", w.keys+"/"+[]string{"other", "vendor"}[signings%2]+".prv"))
 		index, err := os.Stat(w.registry + "/app/index.json")
 		must(t, err)
@@ -401,10 +406,52 @@ func TestStatBesideSignings(t *testing.T) {
 				t.Errorf("signing %d: the old manifest%s is there (%v)", signings, name, err)
 			}
 		}
+		held.Close()
 	}
 	stopped.Store(true)
 	wait.Wait()
 	t.Logf("%d signings, %d looks", signings, looks.Load())
+	if signings < 3 {
+		t.Error("nothing was tried")
+	}
+}
+
+// TestInodesOfSign: its number is the same for everybody, each writer has another inode, which is forgotten after him, and keeps what he was told.
+func TestInodesOfSign(t *testing.T) {
+	w := newWorld(t, images(1))
+	at := w.mnt + "/app/tags/t0/sign"
+	var first unix.Stat_t
+	must(t, unix.Stat(at, &first))
+	open := func() *os.File {
+		t.Helper()
+		f, err := os.OpenFile(at, os.O_RDWR|os.O_TRUNC, 0)
+		must(t, err)
+		return f
+	}
+	held := open()
+	for range 3000 {
+		one, two := open(), open()
+		var st unix.Stat_t
+		if err := unix.Stat(at, &st); err != nil || st.Ino != first.Ino {
+			t.Fatalf("its number is %d, and was %d (%v)", st.Ino, first.Ino, err)
+		}
+		one.Close()
+		two.Close()
+	}
+	if _, err := held.WriteString(w.key()); err != nil {
+		t.Error(err)
+	}
+	if text, err := io.ReadAll(io.NewSectionReader(held, 0, 1<<16)); err != nil || !strings.HasPrefix(string(text), "signed sha256:") {
+		t.Errorf("who wrote reads %q (%v)", text, err)
+	}
+	must(t, held.Close())
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		if n := w.nodes(); n < 30 {
+			return
+		} else if time.Now().After(end) {
+			t.Fatalf("%d names are held", n)
+		}
+	}
 }
 
 // TestChangedBehind: a registry that is changed behind the mount is seen by the
