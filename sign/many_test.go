@@ -170,7 +170,7 @@ func TestSignAgainCleansUp(t *testing.T) {
 	must(t, err)
 	signed := tree(t, dir)
 	dead := dir + "/.irfs/.work-" + strings.Repeat("d", 26)
-	must(t, os.MkdirAll(dead, 0o755))
+	must(t, os.MkdirAll(dead, 0o700))
 	must(t, os.WriteFile(dead+"/file", []byte("x"), 0o600))
 
 	start := time.Now()
