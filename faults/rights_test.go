@@ -153,6 +153,16 @@ func ownKeys(t testing.TB) (words string) {
 // 64: his app waits for its lock to be signed, and takes another's place meanwhile.
 func TestSignWhatWasExchanged(t *testing.T) {
 	house.Need(t, "fuse", "root")
+	for name, move := range map[string]func(registry string) error{
+		"exchanged": func(registry string) error { return exchange(registry+"/mine", registry+"/theirs") },
+		"away":      func(registry string) error { return os.Rename(registry+"/mine", registry+"/away") },
+	} {
+		t.Run(name, func(t *testing.T) { signWhile(t, move) })
+	}
+}
+
+// signWhile moves the attacker's app while he signs it.
+func signWhile(t *testing.T, move func(registry string) error) {
 	registry := twoApps(t)
 	words := ownKeys(t)
 	mnt := mount(t, registry, "-o", "allow_other")
@@ -164,7 +174,7 @@ func TestSignWhatWasExchanged(t *testing.T) {
 	said := make(chan string, 1)
 	go func() { said <- sh(attacker, `echo "$1" > "$2"`, words, mnt+"/mine/tags/x/sign") }()
 	time.Sleep(500 * time.Millisecond)
-	must(t, exchange(registry+"/mine", registry+"/theirs"))
+	must(t, move(registry))
 	must(t, unix.Flock(int(lock.Fd()), unix.LOCK_UN))
 	if text := <-said; !strings.Contains(text, "Stale file handle") && !strings.Contains(text, "Permission denied") {
 		t.Errorf("signing ends with %q", text)

@@ -394,6 +394,9 @@ func (t *Tree) command(ctx context.Context, d *imageDir, bound []digest.Digest, 
 			}
 		}
 	}
+	if app == nil && errors.Is(err, errAbsent) || errors.Is(err, layout.ErrNotFound) {
+		err = &fault{errStale, "the app is not there any more; open the image again"}
+	}
 	if err != nil {
 		text = inWords(err)
 	} else {
