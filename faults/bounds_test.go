@@ -385,3 +385,48 @@ func endsWithin(t *testing.T, most time.Duration, what string, cmd *exec.Cmd) {
 		t.Errorf("%s has not ended after %v", what, most)
 	}
 }
+
+// An index of very many images is signed in one step, in little memory, and what is said of it is short, wherever it is said.
+func TestSigningOfManyImages(t *testing.T) {
+	house.Need(t, "fuse")
+	images := 300
+	if full {
+		images = 10_000
+	}
+	registry := newDir(t, "registry")
+	l := sample.New()
+	var list []v1.Descriptor
+	layer := sample.Gzip("a", "b")
+	for i := range images {
+		platform := sample.Linux("amd64")
+		platform.Variant = fmt.Sprint(i)
+		list = append(list, l.Image(platform, layer))
+	}
+	for i := range images { // and as many that are no images
+		list = append(list, l.Artifact("text/plain", fmt.Sprint(i), nil))
+	}
+	l.Tag("x", l.Index(list...))
+	must(t, l.WriteDir(registry+"/app"))
+	mnt := mount(t, registry)
+	at := mnt + "/app/tags/x"
+	began := time.Now()
+	must(t, os.WriteFile(at+"/sign", []byte(strings.Join(signing(), " ")), 0))
+	took := time.Since(began)
+	log := run(t, "cat", mnt+"/.irfs/log")
+	said := run(t, "head", "-n", "1", at+"/sign")
+	for what, text := range map[string]string{"the log": log, "what sign says": said} {
+		if len(text) > 16<<10 || !strings.Contains(text, fmt.Sprintf("signed %d images: ", images)) || !strings.Contains(text, fmt.Sprintf("and %d more", images-20)) {
+			t.Errorf("%s has %d bytes: %.300s", what, len(text), text)
+		}
+	}
+	n := highWater(t, daemonOf(t, mnt))
+	t.Logf("%d images: %v, %d MiB", images, took, n>>20)
+	if n > maxMemory/2 {
+		t.Errorf("the mount had %d bytes of memory", n)
+	}
+	tags, err := whole(registry + "/app")
+	must(t, err)
+	if tags["x"] != strings.TrimSpace(run(t, "cat", at+"/digest")) {
+		t.Errorf("the tag names %s", tags["x"])
+	}
+}

@@ -623,7 +623,7 @@ func (s *Snapshot) leftBehind(ctx context.Context, moved map[digest.Digest]diges
 		if _, ok := moved[e.Digest]; ok || !IsManifest(e.MediaType) || e.Size > MaxManifest || s.app.hasNoSubject(e.Digest) {
 			return
 		}
-		if tried++; tried > 4*maxReferrers || count >= maxReferrers {
+		if tried++; tried > 4*maxReferrers || count >= maxReferrers || ctx.Err() != nil {
 			return
 		}
 		if _, err := statBeneath(dirfd, BlobPath(e.Digest)); err != nil {
@@ -640,20 +640,24 @@ func (s *Snapshot) leftBehind(ctx context.Context, moved map[digest.Digest]diges
 			left = append(left, fmt.Sprintf("%s (its subject is %s)", e.Digest, m.Doc.Subject.Digest))
 		}
 	}
+	next := 0 // row that was not looked at yet
 	some := func(from, to int) {
-		for i := max(0, from); i < min(to, len(s.list)); i++ {
-			if !s.list[i].again {
-				refers(s.row(i))
+		for next = max(next, from); next < min(to, len(s.list)); next++ {
+			if !s.list[next].again {
+				refers(s.row(next))
 			}
 		}
 	}
 	if len(s.list) <= maxReferrers {
 		some(0, len(s.list))
 	} else {
+		var rows []int32
 		for old := range moved {
-			for _, i := range s.of(old) {
-				some(int(i)+1, int(i)+maxReferrers/2)
-			}
+			rows = append(rows, s.of(old)...)
+		}
+		slices.Sort(rows)
+		for _, i := range rows {
+			some(int(i)+1, int(i)+maxReferrers/2)
 		}
 		some(len(s.list)-maxReferrers/2, len(s.list))
 	}
