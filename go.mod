@@ -6,6 +6,7 @@ require (
 	filippo.io/nistec v0.0.4
 	github.com/cloudflare/circl v1.6.5
 	github.com/go-json-experiment/json v1.27.2
+	github.com/google/btree v1.1.3
 	github.com/hanwen/go-fuse/v2 v2.12.1
 	github.com/kballard/go-shellquote v0.0.0-20180428030007-95032a82bc51
 	github.com/klauspost/compress v1.20.3

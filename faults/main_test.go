@@ -30,8 +30,9 @@ var full = os.Getenv("IRFS_FAULTS") == "full"
 // roles are what this test binary does when it runs itself once more, with the role's name
 // in roleEnv and its arguments as the command line's.
 var roles = map[string]func(args []string) error{
-	"disk":  serveDisk,
-	"stall": stall,
+	"disk":     serveDisk,
+	"exchange": exchangeForEver,
+	"stall":    stall,
 }
 
 const roleEnv = "IRFS_FAULTS_ROLE"

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"irfs/layout"
 	"irfs/sign"
 )
 
@@ -103,6 +104,36 @@ func as(ctx context.Context, c Caller, do func(*view) error) error {
 		}
 		return do(view)
 	})
+}
+
+// rightsOf are the rights of a caller to change an app. Where nobody can tell them (he is in another pid namespace, or this process has no
+// privileges), the mode of the app's directory has to say them, as far as his ids do; of his other groups the kernel has asked the mode of
+// the control file, when it was opened.
+func rightsOf(c Caller) layout.Rights {
+	rights, err := credentialsOf(c)
+	return func(ctx context.Context, dir layout.Attr, ask func() error) error {
+		if err == nil {
+			return rights.run(ctx, ask)
+		}
+		const make = 0o3 // files in a directory
+		mode := dir.Mode.Perm()
+		switch {
+		case c.UID == 0:
+			return nil
+		case c.UID == dir.UID:
+			mode >>= 6
+		case dir.Mode&fs.ModeSticky != 0: // whose its files are is not known
+			return &fs.PathError{Op: "access", Path: ".", Err: unix.EACCES}
+		case c.GID == dir.GID:
+			mode >>= 3
+		default:
+			mode |= mode >> 3
+		}
+		if mode&make != make {
+			return &fs.PathError{Op: "access", Path: ".", Err: unix.EACCES}
+		}
+		return nil
+	}
 }
 
 // run runs do on a thread that has these rights.

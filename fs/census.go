@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	gofs "github.com/hanwen/go-fuse/v2/fs"
+
+	"irfs/layout"
 )
 
 // A census keeps the kernel's memory of what it has looked up, for which there is a node each here, from growing with all that was ever
@@ -90,7 +92,7 @@ func (c *census) gone(in *gofs.Inode) (left int64, list []*gofs.Inode) {
 			left++
 			continue
 		}
-		if _, err := node.dir.item(context.Background()); errors.Is(err, errAbsent) {
+		if _, err := node.dir.item(context.Background()); errors.Is(err, errAbsent) || errors.Is(err, layout.ErrMoved) {
 			list = append(unnecessary(child, list), child)
 			continue
 		}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"path"
 	"slices"
 	"strings"
@@ -325,7 +324,7 @@ func (t *Tree) pick(ctx context.Context, d *imageDir, bound []digest.Digest) fun
 		e, err := now.find(ctx, snap)
 		for d.digest != "" && errors.Is(err, layout.ErrNotFound) {
 			t.mu.Lock()
-			next, ok := t.moved[movedKey{d.app, now.digest}]
+			next, ok := t.moved[movedKey{d.id, now.digest}]
 			t.mu.Unlock()
 			if !ok {
 				e, err = resigned(ctx, snap, bound)
@@ -378,10 +377,7 @@ func resigned(ctx context.Context, snap *layout.Snapshot, bound []digest.Digest)
 // directory that was opened on bound. text is the outcome in words, good or
 // bad; notOn is the mount's device. change is nil if nothing was done.
 func (t *Tree) command(ctx context.Context, d *imageDir, bound []digest.Digest, c Caller, notOn uint64, data []byte) (text string, change *layout.Change, err error) {
-	app, err := t.Registry.App(d.app)
-	if err == nil {
-		err = t.mayChange(ctx, d.app, c)
-	}
+	app, err := d.app()
 	var outcome *sign.Outcome
 	var from, note string
 	if err == nil {
@@ -394,7 +390,7 @@ func (t *Tree) command(ctx context.Context, d *imageDir, bound []digest.Digest, 
 				if !t.Verifier.Trust.Has(signer.CA()) {
 					note = "; this mount does not trust root CA " + signer.CA().Fingerprint()
 				}
-				outcome, err = signer.Sign(ctx, app, t.pick(ctx, d, bound))
+				outcome, err = signer.SignAs(ctx, app, rightsOf(c), t.pick(ctx, d, bound))
 			}
 		}
 	}
@@ -411,20 +407,6 @@ func (t *Tree) command(ctx context.Context, d *imageDir, bound []digest.Digest, 
 	t.remember(ctx, d, app, change, text)
 	t.log.add(c.UID, "sign", d.path(), text)
 	return text, change, err
-}
-
-// mayChange says, by an error, that a caller may not change an app. The file's mode says so too, but cannot say all that an ACL does.
-// Where nobody can tell his rights, it has to do.
-func (t *Tree) mayChange(ctx context.Context, app string, c Caller) error {
-	rights, err := credentialsOf(c)
-	if err != nil {
-		return nil
-	}
-	err = rights.run(ctx, func() error { return t.Registry.MayChange(app) })
-	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("you may not change the app %s: %w", app, syscall.EACCES)
-	}
-	return err
 }
 
 // inWords is the text of an error for the log and who reads it.
@@ -446,9 +428,9 @@ func (t *Tree) remember(ctx context.Context, d *imageDir, app *layout.App, chang
 	}
 	if change != nil {
 		for old, now := range change.Moved {
-			t.moved[movedKey{d.app, old}] = now
-			delete(t.outcomes, movedKey{d.app, old})
-			delete(t.moved, movedKey{d.app, now}) // it is back
+			t.moved[movedKey{d.id, old}] = now
+			delete(t.outcomes, movedKey{d.id, old})
+			delete(t.moved, movedKey{d.id, now}) // it is back
 		}
 	}
 	t.mu.Unlock()
@@ -470,16 +452,16 @@ func (t *Tree) remember(ctx context.Context, d *imageDir, app *layout.App, chang
 		entry = image.entry
 	}
 	t.mu.Lock()
-	t.outcomes[movedKey{d.app, entry.Digest}] = text
+	t.outcomes[movedKey{d.id, entry.Digest}] = text
 	t.mu.Unlock()
 }
 
 // path is where in the mount the directory is.
 func (d *imageDir) path() string {
-	p := d.app + "/manifests/" + strings.Replace(string(d.digest), ":", "-", 1)
+	p := d.name + "/manifests/" + strings.Replace(string(d.digest), ":", "-", 1)
 	if d.digest == "" {
 		name, _ := tagName(d.tag)
-		p = d.app + "/tags/" + name
+		p = d.name + "/tags/" + name
 	}
 	if d.platform != "" {
 		p += "/platforms/" + d.platform

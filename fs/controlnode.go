@@ -135,7 +135,7 @@ func (n *controlNode) Write(ctx context.Context, h gofs.FileHandle, data []byte,
 	if err != nil {
 		return 0, errnoOf(err)
 	}
-	n.m.expire(d.app, change)
+	n.m.expire(d.name, change)
 	return uint32(len(data)), 0
 }
 

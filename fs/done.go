@@ -27,28 +27,35 @@ const maxReceipts = 4096
 type receipts struct {
 	mu   sync.Mutex
 	of   map[string]*receipt
-	dirs map[string]bool // directories, also empty ones; each ends with a slash
+	dirs map[string]layout.ID // directories, also empty ones; each ends with a slash. With the namespace that it was when an app came into it
 }
 
 // A receipt has a line `APP<tab>TAG<tab>DIGEST` for each image that an archive brought. It is
 // for everybody, if the app is; else for who brought it.
 type receipt struct {
+	app   layout.ID
 	text  []byte
 	owner Caller
 	mtime time.Time
 }
 
-func (r *receipts) add(app string, owner Caller, imported []layout.Imported) {
+// add adds a receipt. way is the way to the app (Registry.Along), nil if it is not there any more.
+func (r *receipts) add(app string, way []layout.Dir, owner Caller, imported []layout.Imported) {
+	var ids []layout.ID // of the directories with those names
+	for _, dir := range way[min(1, len(way)):] {
+		ids = append(ids, dir.ID)
+	}
+	ids = append(ids, make([]layout.ID, strings.Count(app, "/")+1-len(ids))...)
 	var text []byte
 	for _, i := range imported {
 		text = fmt.Appendf(text, "%s\t%s\t%s\n", Field(i.App), Field(i.Tag), i.Digest)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.of[app] = &receipt{text, owner, time.Now()}
+	r.of[app] = &receipt{ids[len(ids)-1], text, owner, time.Now()}
 	for i, c := range app {
 		if c == '/' {
-			r.dirs[app[:i+1]] = true
+			r.dirs[app[:i+1]] = ids[strings.Count(app[:i], "/")]
 		}
 	}
 	if len(r.of) > maxReceipts {
@@ -115,17 +122,20 @@ func (r *receipts) list(dir string) (names []Name) {
 	return names
 }
 
-func (r *receipts) hasDir(dir string) bool {
+// dir tells whether there is a directory of that name, and which namespace it stands for.
+func (r *receipts) dir(name string) (layout.ID, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.dirs[dir]
+	id, ok := r.dirs[name]
+	return id, ok
 }
 
 func (r *receipts) rmdir(dir string) syscall.Errno {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	_, ok := r.dirs[dir]
 	switch {
-	case !r.dirs[dir]:
+	case !ok:
 		return syscall.ENOENT
 	case len(r.list(dir)) > 0:
 		return syscall.ENOTEMPTY
@@ -164,18 +174,22 @@ func (n *dropDir) newDone(ctx context.Context, parent *gofs.Inode, prefix string
 	n.closeDone(prefix, &out.Attr)
 	at := path.Join(n.path, doneName, prefix)
 	node := &doneDir{refusing: refusing{n.m, at}, of: n, prefix: prefix}
-	return parent.NewInode(ctx, node, gofs.StableAttr{Mode: syscall.S_IFDIR, Ino: n.m.identity(at, &Item{}).Ino}), 0
+	return parent.NewInode(ctx, node, gofs.StableAttr{Mode: syscall.S_IFDIR, Ino: n.m.identity(at, layout.ID{}, &Item{}).Ino}), 0
 }
 
 // closeDone gives a directory in .done/, which has the attributes of import/, those of its
 // namespace if that is not everybody's to list.
 func (n *dropDir) closeDone(prefix string, out *fuse.Attr) {
-	name := strings.TrimSuffix(prefix, "/")
-	if prefix == "" || n.m.tree.everybodys(name) {
+	if prefix == "" {
+		return
+	}
+	id, _ := n.m.drops.done.dir(prefix)
+	namespace := place{n.m.tree, strings.TrimSuffix(prefix, "/"), id}
+	if namespace.everybodys() {
 		return
 	}
 	out.Mode &^= 0o777
-	if at, err := n.m.tree.Registry.Dir(name); err == nil {
+	if at, err := namespace.at(); err == nil {
 		out.Mode |= uint32(at.Mode.Perm())
 		out.Owner = fuse.Owner{Uid: at.UID, Gid: at.GID}
 	}
@@ -194,15 +208,16 @@ func (n *doneDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 	base, isText := strings.CutSuffix(name, ".txt")
 	if r := n.receipts().get(n.prefix + base); isText && r != nil {
 		item := r.item()
-		if !n.m.tree.everybodys(n.prefix + base) {
+		if !(place{n.m.tree, n.prefix + base, r.app}).everybodys() {
 			item.Mode = 0o400
 		}
 		n.m.fill(&out.Attr, item)
 		at := path.Join(n.path, name)
 		node := &receiptNode{refusing: refusing{n.m, at}, item: item}
-		return n.NewInode(ctx, node, n.m.identity(at, item)), 0
+		return n.NewInode(ctx, node, n.m.identity(at, layout.ID{}, item)), 0
 	}
-	if prefix := n.prefix + name + "/"; n.receipts().hasDir(prefix) {
+	prefix := n.prefix + name + "/"
+	if _, ok := n.receipts().dir(prefix); ok {
 		return n.of.newDone(ctx, &n.Inode, prefix, out)
 	}
 	return nil, syscall.ENOENT

@@ -50,7 +50,7 @@ type drops struct {
 func newDrops(m *mounted, o Options) *drops {
 	return &drops{
 		mounted: m, onExist: o.OnExist, signer: o.SignImports,
-		files: map[string]*dropFile{}, dirs: map[string]*dropDir{}, done: receipts{of: map[string]*receipt{}, dirs: map[string]bool{}},
+		files: map[string]*dropFile{}, dirs: map[string]*dropDir{}, done: receipts{of: map[string]*receipt{}, dirs: map[string]layout.ID{}},
 	}
 }
 
@@ -109,7 +109,7 @@ func (d *drops) find(name string) *dropFile {
 // ino is a new inode number. d.mu is held.
 func (d *drops) ino() uint64 {
 	d.made++
-	return d.mounted.identity(fmt.Sprintf("import/%d", d.made), &Item{}).Ino
+	return d.mounted.identity(fmt.Sprintf("import/%d", d.made), layout.ID{}, &Item{}).Ino
 }
 
 // staged says whether a name is one that a tool writes to before it
@@ -404,19 +404,7 @@ func (n *dropDir) isDir(at string) bool {
 // publish makes an app of what was staged, or adds it to the app that is there, for
 // who opened the file, if he may: import/ only says who may make new ones in the registry itself.
 func (d *drops) publish(ctx context.Context, app string, staged *layout.Staged, by *dropHandle) (imported []layout.Imported, outcome string, err error) {
-	if err := by.mayLook(ctx, d.mounted.tree.Registry, path.Dir(app)); err != nil {
-		return nil, "", err
-	}
-	staged.May = func(dir string) error {
-		err := by.may(ctx, d.mounted.tree.Registry, dir)
-		switch {
-		case err == nil:
-			return nil
-		case dir == app:
-			return fmt.Errorf("the app %s is there already, and you may not change it: %w", dir, err)
-		}
-		return fmt.Errorf("you may not make an app in %s: %w", dir, err)
-	}
+	staged.Rights = by.may
 	var signed *sign.Outcome
 	if d.signer != nil {
 		if signed, err = d.signer.SignStaged(ctx, staged, ""); err != nil {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"strings"
 	"sync"
 	"syscall"
@@ -444,30 +443,12 @@ func (f *dropFile) close(ctx context.Context, h gofs.FileHandle, forGood func(*d
 	return a.takeIn(ctx, name, closing, handle.caller, handle)
 }
 
-// may says, by an error, that who opened the file may not make files in a
-// directory of the registry.
-func (h *dropHandle) may(ctx context.Context, reg *layout.Registry, dir string) error {
+// may are the rights of who opened the file.
+func (h *dropHandle) may(ctx context.Context, _ layout.Attr, ask func() error) error {
 	if h.rightErr != nil {
 		return h.rightErr
 	}
-	return h.rights.run(ctx, func() error { return reg.MayChange(dir) })
-}
-
-// mayLook says, by an error, that who opened the file may not look for anything in a directory of the
-// registry. Whether that is there, the error does not tell.
-func (h *dropHandle) mayLook(ctx context.Context, reg *layout.Registry, dir string) error {
-	if h.rightErr != nil {
-		return h.rightErr
-	}
-	err := h.rights.run(ctx, func() error {
-		// Of what is not there, who may look is told so.
-		_, err := reg.Dir(path.Join(dir, strings.Repeat("-", layout.MaxName)))
-		return err
-	})
-	if errors.Is(err, os.ErrPermission) {
-		return fmt.Errorf("you may not make an app in %s: %w", dir, syscall.EACCES)
-	}
-	return nil
+	return h.rights.run(ctx, ask)
 }
 
 // fail ends it with an error. Its turn is held.
@@ -516,8 +497,12 @@ func (a *attempt) takeIn(ctx context.Context, name string, closing bool, by Call
 	if err != nil {
 		return a.fail(by.UID, name, err)
 	}
+	way, err := f.m.tree.Registry.Along(app)
+	if err != nil || way[len(way)-1].ID != a.staged.ID {
+		way = nil
+	}
 	a.end(by.UID, name, outcome, nil)
-	f.m.drops.done.add(app, by, imported)
+	f.m.drops.done.add(app, way, by, imported)
 	f.m.expire(app, nil)
 	return 0
 }

@@ -45,6 +45,7 @@ var errnos = []struct {
 	{sign.ErrSignature, syscall.EKEYREJECTED},
 	{sign.ErrMismatch, syscall.EKEYREJECTED},
 	{sign.ErrUntrusted, syscall.EKEYREJECTED},
+	{layout.ErrMoved, syscall.ESTALE},
 	{layout.ErrBusy, syscall.EBUSY},
 	{layout.ErrExist, syscall.EEXIST},
 	{layout.ErrRewritten, syscall.EINVAL},

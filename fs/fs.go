@@ -52,6 +52,12 @@
 // If somebody has such a file open, the write takes up to a second more: an open inode has its own attributes, and the kernel may take the
 // name for it for so long. Names are not expired, for that waits for who reads the directory.
 //
+// # What a directory shows
+//
+// The kernel asks for rights by what it looked up, and may know that for a second. So a directory here stands for the directory of the registry
+// that was looked up, and not for its name (place, in tree.go): once the name leads to another one, everything in it is ESTALE, and the kernel walks the
+// path again, with the rights that hold there. A shell that stands in it has to go there again.
+//
 // # The drop folder
 //
 // What is written into import/ is taken in while it arrives (layout.Arrival), and

@@ -18,8 +18,7 @@ import (
 // one of their platforms/linux-amd64/. Its children are the rows of
 // imageFiles, sign, and platforms/.
 type imageDir struct {
-	t        *Tree
-	app      string
+	place
 	tag      string        // one of tag and
 	digest   digest.Digest // digest is given
 	platform string        // a name in platforms/, or ""
@@ -37,7 +36,7 @@ type image struct {
 
 // open finds out what the directory stands for now.
 func (d *imageDir) open(ctx context.Context) (*image, error) {
-	app, snap, err := d.t.look(d.app)
+	app, snap, err := d.look()
 	if err != nil {
 		return nil, err
 	}
@@ -78,18 +77,18 @@ func (d *imageDir) item(ctx context.Context) (*Item, error) {
 	if err != nil {
 		return nil, err
 	}
-	at, err := d.t.Registry.Dir(d.app)
+	at, err := d.at()
 	if err != nil {
-		return nil, absent(err)
+		return nil, err
 	}
 	item := directory(d, at.Attr)
 	item.Mtime = image.snap.Attr.Mtime
 	return item, nil
 }
 
-// at does something with the image. If that has doubts, and the app is in another state by then, it is done again:
+// with does something with the image. If that has doubts, and the app is in another state by then, it is done again:
 // what the old state needed may have been removed, as nothing needs it any more.
-func (d *imageDir) at(ctx context.Context, do func(*image) error) error {
+func (d *imageDir) with(ctx context.Context, do func(*image) error) error {
 	for try := 0; ; try++ {
 		image, err := d.open(ctx)
 		if err != nil {
@@ -108,7 +107,7 @@ func (d *imageDir) at(ctx context.Context, do func(*image) error) error {
 }
 
 func (d *imageDir) lookup(ctx context.Context, name string) (item *Item, err error) {
-	err = d.at(ctx, func(image *image) (err error) {
+	err = d.with(ctx, func(image *image) (err error) {
 		item, err = d.file(ctx, image, name)
 		return err
 	})
@@ -131,7 +130,7 @@ func (d *imageDir) file(ctx context.Context, image *image, name string) (*Item, 
 }
 
 func (d *imageDir) list(ctx context.Context) (list []Name, err error) {
-	err = d.at(ctx, func(image *image) (err error) {
+	err = d.with(ctx, func(image *image) (err error) {
 		list, err = d.names(ctx, image)
 		return err
 	})
@@ -161,11 +160,11 @@ func (d *imageDir) names(ctx context.Context, image *image) ([]Name, error) {
 // sign is the control file (control.go). It can be written by whoever may
 // write the app's directory.
 func (d *imageDir) sign(image *image) (*Item, error) {
-	at, err := d.t.Registry.Dir(d.app)
+	at, err := d.at()
 	if err != nil {
-		return nil, absent(err)
+		return nil, err
 	}
-	text := d.t.outcome(d.app, image.entry.Digest)
+	text := d.t.outcome(d.id, image.entry.Digest)
 	item := fileOf(text, at.Attr, image.snap.Attr.Mtime)
 	item.Mode = at.Mode.Perm()&0o222 | image.snap.Attr.Mode.Perm()&0o444
 	item.control = d
@@ -356,7 +355,7 @@ func (d *imageDir) holds(b *basis) bool {
 	if b == nil || b.verdict.Status == sign.Corrupt || d.platform != "" {
 		return false
 	}
-	_, snap, err := d.t.look(d.app)
+	_, snap, err := d.look()
 	return err == nil && snap.Serial() == b.serial && (d.tag != "" || snap.Lists(d.digest)) && b.verdict.Holds(snap)
 }
 
@@ -405,10 +404,12 @@ func manifestJSON(_ context.Context, i *image) (*Item, error) {
 // platformsDir is the directory platforms/ of an image directory. Its children
 // are the image directories of the images for each platform; that of an image
 // that is not an index is itself.
-type platformsDir struct{ of *imageDir }
+type platformsDir struct{ image *imageDir }
+
+func (d *platformsDir) of() layout.ID { return d.image.id }
 
 func (d *platformsDir) item(ctx context.Context) (*Item, error) {
-	item, err := d.of.item(ctx)
+	item, err := d.image.item(ctx)
 	if err == nil {
 		item.dir = d
 	}
@@ -416,7 +417,7 @@ func (d *platformsDir) item(ctx context.Context) (*Item, error) {
 }
 
 func (d *platformsDir) images(ctx context.Context) ([]platformImage, error) {
-	image, err := d.of.open(ctx)
+	image, err := d.image.open(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -431,7 +432,7 @@ func (d *platformsDir) lookup(ctx context.Context, name string) (*Item, error) {
 	for _, p := range list {
 		if p.name == name {
 			// platforms/x/platforms/x is platforms/x.
-			return (&imageDir{d.of.t, d.of.app, d.of.tag, d.of.digest, name}).item(ctx)
+			return (&imageDir{d.image.place, d.image.tag, d.image.digest, name}).item(ctx)
 		}
 	}
 	return nil, errAbsent
@@ -492,7 +493,7 @@ func platformsOf(ctx context.Context, snap *layout.Snapshot, e layout.Entry) ([]
 }
 
 // outcome is what reading `sign` gives.
-func (t *Tree) outcome(app string, d digest.Digest) []byte {
+func (t *Tree) outcome(app layout.ID, d digest.Digest) []byte {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var b strings.Builder

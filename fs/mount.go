@@ -80,7 +80,7 @@ func (t *Tree) Mount(dir string, o Options) (*Mount, error) {
 	m.drops = newDrops(m, o)
 	rand.Read(m.secret[:])
 	t.certificate, t.certificateFrom = o.Certificate, o.CertificateFrom
-	node := &dirNode{refusing: refusing{m, "."}, dir: &plainDir{t, "."}}
+	node := &dirNode{refusing: refusing{m, "."}, dir: t.root()}
 	m.root = &node.Inode
 
 	options := &gofs.Options{RootStableAttr: &gofs.StableAttr{Ino: 1}, NullPermissions: true}

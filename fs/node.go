@@ -49,11 +49,13 @@ type mounted struct {
 	controls atomic.Uint64 // generations of the inodes of `sign`
 }
 
-// identity tells one inode from another. Its number stands for the path, and for a file with fixed content the generation stands for that content and
-// the attributes. So an inode's content never changes, and two contents are never one inode: nobody knows the key, so nobody can look for a collision of 64 bits.
-func (m *mounted) identity(path string, item *Item) gofs.StableAttr {
+// identity tells one inode from another. Its number stands for the path and the directory of the registry that this is in, and for a file with fixed
+// content the generation stands for that content and the attributes. So an inode's content never changes, and two contents are never one inode: nobody knows
+// the key, so nobody can look for a collision of 64 bits.
+func (m *mounted) identity(path string, in layout.ID, item *Item) gofs.StableAttr {
 	h := hmac.New(sha256.New, m.secret[:])
-	fmt.Fprintf(h, "%s\x00%T", path, item.dir)                                 // what was a namespace may become an app
+	fmt.Fprintf(h, "%s\x00%T", path, item.dir) // what was a namespace may become an app
+	numbers(h, int64(in.Dev), int64(in.Ino), in.Born, int64(in.UID))
 	id := gofs.StableAttr{Ino: binary.LittleEndian.Uint64(h.Sum(nil)) | 1<<32} // never 0 or 1, the root's
 	if item.dir != nil {
 		id.Mode = syscall.S_IFDIR
@@ -143,7 +145,11 @@ func (n *dirNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 		return nil, n.lookupErrno(ctx, err)
 	}
 	n.m.fill(&out.Attr, item)
-	id, node := n.m.identity(at, item), n.node(at, name, item)
+	in := n.dir.of()
+	if item.dir != nil {
+		in = item.dir.of()
+	}
+	id, node := n.m.identity(at, in, item), n.node(at, name, item)
 	known := n.GetChild(name)
 	if control, ok := node.(*controlNode); ok {
 		id.Gen = control.generation(known, refused)
@@ -188,7 +194,7 @@ func (n *dirNode) lookupErrno(ctx context.Context, err error) syscall.Errno {
 func (n *dirNode) gone() syscall.Errno {
 	d := n.dir
 	if p, ok := d.(*platformsDir); ok {
-		d = p.of
+		d = p.image
 	}
 	if image, ok := d.(*imageDir); ok && image.digest != "" {
 		return syscall.ENOENT

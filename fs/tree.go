@@ -37,7 +37,7 @@ type Tree struct {
 }
 
 type movedKey struct {
-	app    string
+	app    layout.ID
 	digest digest.Digest
 }
 
@@ -87,6 +87,8 @@ type Name struct {
 // A dir is a directory of the tree. Its methods look at the registry as it is
 // at that moment.
 type dir interface {
+	// of tells which directory of the registry it shows something of.
+	of() layout.ID
 	item(ctx context.Context) (*Item, error)
 	lookup(ctx context.Context, name string) (*Item, error) // errAbsent
 	list(ctx context.Context) ([]Name, error)
@@ -94,7 +96,7 @@ type dir interface {
 
 // Stat gives what is at a path; "." or "" is the root.
 func (t *Tree) Stat(ctx context.Context, name string) (*Item, error) {
-	var d dir = &plainDir{t, "."}
+	var d dir = t.root()
 	item, err := d.item(ctx)
 	for part := range strings.SplitSeq(path.Clean("/"+name), "/") {
 		if part == "" {
@@ -169,13 +171,50 @@ func blobItem(app *layout.App, name string) (*Item, error) {
 	return item, nil
 }
 
-// look gives an app, and its present state.
-func (t *Tree) look(name string) (*layout.App, *layout.Snapshot, error) {
-	app, snap, err := t.Registry.Look(name)
+// A place is a directory of the registry: its name, and which directory that led to when it was looked up. The kernel asks for rights
+// where it looks names up, and may know them for a second: of another directory that has come to the name, nothing is shown. Each of its
+// methods returns layout.ErrMoved then, and the kernel walks the path again.
+type place struct {
+	t    *Tree
+	name string // "." is the registry itself, whichever directory that is
+	id   layout.ID
+}
+
+func (p place) of() layout.ID { return p.id }
+
+// stands returns an error unless id is that of the place.
+func (p place) stands(id layout.ID) error {
+	if id != p.id && p.name != "." {
+		return &fault{layout.ErrMoved, p.name + ": another directory has come to this name since it was looked up; look at it, and open it again"}
+	}
+	return nil
+}
+
+// at gives the directory's status.
+func (p place) at() (layout.Dir, error) {
+	at, err := p.t.Registry.Dir(p.name)
+	if err != nil {
+		return at, absent(err)
+	}
+	return at, p.stands(at.ID)
+}
+
+// app gives the app that the directory is.
+func (p place) app() (*layout.App, error) {
+	app, err := p.t.Registry.App(p.name)
+	if err != nil {
+		return nil, absent(err)
+	}
+	return app, p.stands(app.ID())
+}
+
+// look gives the app, and its present state.
+func (p place) look() (*layout.App, *layout.Snapshot, error) {
+	app, snap, err := p.t.Registry.Look(p.name)
 	if err != nil {
 		return nil, nil, absent(err)
 	}
-	return app, snap, nil
+	return app, snap, p.stands(app.ID())
 }
 
 // absent makes errAbsent of layout's ErrNotFound, and of nil.
@@ -202,31 +241,36 @@ func dirs(names ...string) []Name {
 // plainDir is MNT, a namespace MNT/library/, or an app MNT/nginx/. Its children
 // are apps and namespaces; in MNT itself also .irfs and import; in an app also
 // its layout, tags/, manifests/ and .irfs.
-type plainDir struct {
-	t    *Tree
-	name string // "." is MNT
-}
+type plainDir struct{ place }
+
+// root is MNT.
+func (t *Tree) root() *plainDir { return &plainDir{place{t: t, name: "."}} }
 
 func (d *plainDir) item(context.Context) (*Item, error) {
-	at, err := d.t.Registry.Dir(d.name)
+	at, err := d.at()
 	if err != nil {
-		return nil, absent(err)
+		return nil, err
 	}
+	return d.as(at), nil
+}
+
+// as is item for a directory with that status.
+func (d *plainDir) as(at layout.Dir) *Item {
 	item := directory(d, at.Attr)
 	if at.App {
-		if app, err := d.t.Registry.App(d.name); err == nil {
+		if app, err := d.app(); err == nil {
 			if index, err := app.Stat("index.json"); err == nil {
 				item.Mtime = max(item.Mtime, index.Mtime)
 			}
 		}
 	}
-	return item, nil
+	return item
 }
 
 func (d *plainDir) lookup(ctx context.Context, name string) (*Item, error) {
-	at, err := d.t.Registry.Dir(d.name)
+	at, err := d.at()
 	if err != nil {
-		return nil, absent(err)
+		return nil, err
 	}
 	isRoot := d.name == "."
 	switch {
@@ -238,48 +282,52 @@ func (d *plainDir) lookup(ctx context.Context, name string) (*Item, error) {
 		item.drop = true
 		return item, nil
 	case at.App:
-		app, err := d.t.Registry.App(d.name)
-		if err != nil {
-			return nil, absent(err)
-		}
 		switch name {
 		case "oci-layout", "index.json":
+			app, err := d.app()
+			if err != nil {
+				return nil, err
+			}
 			return blobItem(app, name)
 		case "blobs":
-			return (&blobsDir{d.t, d.name, name}).item(ctx)
+			return (&blobsDir{d.place, name}).item(ctx)
 		case "tags", "manifests":
-			return (&imagesDir{d.t, d.name, name}).item(ctx)
+			return (&imagesDir{d.place, name}).item(ctx)
 		case ".irfs":
-			return (&appMetaDir{d.t, d.name}).item(ctx)
+			return (&appMetaDir{d.place}).item(ctx)
 		}
 	}
-	return (&plainDir{d.t, path.Join(d.name, name)}).item(ctx)
-}
-
-func (d *plainDir) list(ctx context.Context) ([]Name, error) {
-	at, err := d.t.Registry.Dir(d.name)
+	in, err := d.t.Registry.DirIn(d.name, d.id, name)
 	if err != nil {
 		return nil, absent(err)
 	}
-	names, err := d.t.Registry.Dirs(d.name)
+	return (&plainDir{place{d.t, path.Join(d.name, name), in.ID}}).as(in), nil
+}
+
+func (d *plainDir) list(ctx context.Context) ([]Name, error) {
+	at, err := d.at()
 	if err != nil {
 		return nil, err
+	}
+	names, err := d.t.Registry.Dirs(d.name, at)
+	if err != nil {
+		return nil, absent(err)
 	}
 	list := dirs(names...)
 	if d.name == "." {
 		list = append(list, dirs("import")...)
 	}
 	if at.App {
-		app, err := d.t.Registry.App(d.name)
+		app, err := d.app()
 		if err != nil {
-			return nil, absent(err)
+			return nil, err
 		}
 		for _, name := range []string{"oci-layout", "index.json"} {
 			if _, err := blobItem(app, name); err == nil { // a broken app may lack it
 				list = append(list, Name{name, 0})
 			}
 		}
-		if _, err := (&blobsDir{d.t, d.name, "blobs"}).item(ctx); err == nil {
+		if _, err := (&blobsDir{d.place, "blobs"}).item(ctx); err == nil {
 			list = append(list, dirs("blobs")...)
 		}
 		list = append(list, dirs("tags", "manifests")...)
@@ -290,12 +338,15 @@ func (d *plainDir) list(ctx context.Context) ([]Name, error) {
 // emptyDir is MNT/import/ where nothing is mounted: there is nothing in it.
 type emptyDir struct{}
 
+func (emptyDir) of() layout.ID                                 { return layout.ID{} }
 func (emptyDir) item(context.Context) (*Item, error)           { return nil, errAbsent }
 func (emptyDir) lookup(context.Context, string) (*Item, error) { return nil, errAbsent }
 func (emptyDir) list(context.Context) ([]Name, error)          { return nil, nil }
 
 // metaDir is MNT/.irfs/. Its children are version, log and ca/.
 type metaDir struct{ t *Tree }
+
+func (d *metaDir) of() layout.ID { return layout.ID{} }
 
 func (d *metaDir) root() (layout.Attr, error) {
 	at, err := d.t.Registry.Dir(".")
@@ -333,6 +384,8 @@ func (d *metaDir) list(context.Context) ([]Name, error) {
 // that the mount trusts.
 type caDir struct{ meta *metaDir }
 
+func (d *caDir) of() layout.ID { return layout.ID{} }
+
 func (d *caDir) item(context.Context) (*Item, error) {
 	attr, err := d.meta.root()
 	return directory(d, attr), err
@@ -360,15 +413,12 @@ func (d *caDir) list(context.Context) ([]Name, error) {
 }
 
 // appMetaDir is MNT/nginx/.irfs/. Its child is check.
-type appMetaDir struct {
-	t   *Tree
-	app string
-}
+type appMetaDir struct{ place }
 
 func (d *appMetaDir) item(context.Context) (*Item, error) {
-	at, err := d.t.Registry.Dir(d.app)
+	at, err := d.at()
 	if err != nil {
-		return nil, absent(err)
+		return nil, err
 	}
 	return directory(d, at.Attr), nil
 }
@@ -377,7 +427,7 @@ func (d *appMetaDir) lookup(ctx context.Context, name string) (*Item, error) {
 	if name != "check" {
 		return nil, errAbsent
 	}
-	app, snap, err := d.t.look(d.app)
+	app, snap, err := d.look()
 	if err != nil {
 		return nil, err
 	}
@@ -436,15 +486,14 @@ func (t *Tree) Check(ctx context.Context, app *layout.App, snap *layout.Snapshot
 // blobsDir is MNT/nginx/blobs/, whose children are sha256/ and sha512/, and
 // each of those, whose children are the blobs.
 type blobsDir struct {
-	t    *Tree
-	app  string
+	place
 	path string // in the layout
 }
 
 func (d *blobsDir) item(context.Context) (*Item, error) {
-	app, err := d.t.Registry.App(d.app)
+	app, err := d.app()
 	if err != nil {
-		return nil, absent(err)
+		return nil, err
 	}
 	attr, err := app.Stat(d.path)
 	if err != nil || !attr.Mode.IsDir() {
@@ -458,22 +507,22 @@ func (d *blobsDir) lookup(ctx context.Context, name string) (*Item, error) {
 		if name != "sha256" && name != "sha512" {
 			return nil, errAbsent
 		}
-		return (&blobsDir{d.t, d.app, path.Join(d.path, name)}).item(ctx)
+		return (&blobsDir{d.place, path.Join(d.path, name)}).item(ctx)
 	}
 	if _, err := layout.ParseDigest(path.Base(d.path) + ":" + name); err != nil {
 		return nil, errAbsent
 	}
-	app, err := d.t.Registry.App(d.app)
+	app, err := d.app()
 	if err != nil {
-		return nil, absent(err)
+		return nil, err
 	}
 	return blobItem(app, path.Join(d.path, name))
 }
 
 func (d *blobsDir) list(context.Context) ([]Name, error) {
-	app, err := d.t.Registry.App(d.app)
+	app, err := d.app()
 	if err != nil {
-		return nil, absent(err)
+		return nil, err
 	}
 	top := d.path == "blobs"
 	names, err := app.List(d.path, top)
@@ -495,17 +544,19 @@ func (d *blobsDir) list(context.Context) ([]Name, error) {
 // imagesDir is MNT/nginx/tags/ or MNT/nginx/manifests/. Its children are
 // image directories.
 type imagesDir struct {
-	t    *Tree
-	app  string
-	name string // tags or manifests
+	place
+	path string // tags or manifests
 }
 
 func (d *imagesDir) item(context.Context) (*Item, error) {
-	at, err := d.t.Registry.Dir(d.app)
-	if err != nil || !at.App {
-		return nil, absent(err)
+	at, err := d.at()
+	if err == nil && !at.App {
+		err = errAbsent
 	}
-	_, snap, err := d.t.look(d.app)
+	if err != nil {
+		return nil, err
+	}
+	_, snap, err := d.look()
 	if err != nil {
 		return nil, err
 	}
@@ -519,28 +570,26 @@ func (d *imagesDir) item(context.Context) (*Item, error) {
 	return item, nil
 }
 
-// everybodys says whether every user may look at what a path of the registry has in it: an
-// app, with its index.json, or a namespace. What is not there any more may have been closed.
-func (t *Tree) everybodys(name string) bool {
-	for dir := "."; ; {
-		at, err := t.Registry.Dir(dir)
-		if err != nil {
+// everybodys says whether every user may look at what a directory of the registry has in it: an
+// app, with its index.json, or a namespace. What is not there any more, or is another directory, may have been closed.
+func (p place) everybodys() bool {
+	way, err := p.t.Registry.Along(p.name)
+	if err != nil {
+		return false
+	}
+	for _, dir := range way {
+		if dir.Mode.Perm()&0o001 == 0 {
 			return false
 		}
-		if at.Mode.Perm()&0o001 == 0 {
-			return false
-		}
-		if dir == name {
-			break
-		}
-		next, _, _ := strings.Cut(strings.TrimPrefix(name, dir+"/"), "/")
-		dir = path.Join(dir, next)
 	}
-	at, err := t.Registry.Dir(name)
-	if err != nil || !at.App {
-		return err == nil && at.Mode.Perm()&0o004 != 0
+	at := way[len(way)-1]
+	if p.stands(at.ID) != nil {
+		return false
 	}
-	app, err := t.Registry.App(name)
+	if !at.App {
+		return at.Mode.Perm()&0o004 != 0
+	}
+	app, err := p.app()
 	if err != nil {
 		return false
 	}
@@ -549,9 +598,9 @@ func (t *Tree) everybodys(name string) bool {
 }
 
 func (d *imagesDir) lookup(ctx context.Context, name string) (*Item, error) {
-	image := &imageDir{t: d.t, app: d.app}
+	image := &imageDir{place: d.place}
 	var ok bool
-	if d.name == "tags" {
+	if d.path == "tags" {
 		image.tag, ok = tagOf(name)
 	} else {
 		image.digest, ok = digestOf(name)
@@ -563,7 +612,7 @@ func (d *imagesDir) lookup(ctx context.Context, name string) (*Item, error) {
 }
 
 func (d *imagesDir) list(ctx context.Context) ([]Name, error) {
-	_, snap, err := d.t.look(d.app)
+	_, snap, err := d.look()
 	if err != nil {
 		return nil, err
 	}
@@ -571,7 +620,7 @@ func (d *imagesDir) list(ctx context.Context) ([]Name, error) {
 		return nil, nil
 	}
 	var names []string
-	if d.name == "tags" {
+	if d.path == "tags" {
 		for _, tag := range snap.Tags() {
 			if name, ok := tagName(tag); ok {
 				names = append(names, name)

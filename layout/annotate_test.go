@@ -30,7 +30,7 @@ func TestAnnotateWhatIsMovedAway(t *testing.T) {
 		before = tree(t, dir+"/app")
 		return []layout.Edit{{Manifest: m, Set: []layout.Annotation{{Key: "key", Value: "value"}}}}, err
 	})
-	want(t, err, layout.ErrBusy, "the app was moved away while it was being changed")
+	want(t, err, layout.ErrMoved, "another one is")
 	same(t, dir+"/app", before)
 	if now, err := os.ReadFile(dir + "/away/index.json"); err != nil || !bytes.Equal(now, index) {
 		t.Errorf("what was moved away: %s, %v", now, err)

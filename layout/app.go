@@ -19,12 +19,14 @@ import (
 
 const indexName = "index.json"
 
-// An App is one OCI image layout. What it remembers of the files it read is
-// checked against their stamps at each use.
+// An App is one OCI image layout: the directory that its name led to when it was looked up. If the name leads to another one
+// later, all that would be read or changed there is ErrMoved. What the App remembers of the files it read is checked against their stamps at
+// each use, and these tell its files from any others.
 type App struct {
 	Name   string
 	parent int    // the directory that it lies beneath
 	path   string // its path there: its name, if it is published
+	id     ID     // which directory it is; zero if it is not published yet, for then nobody else can exchange it
 
 	turn chan struct{} // held by the goroutine that changes the app
 
@@ -58,13 +60,27 @@ type indexKey struct {
 	size      int64
 }
 
-// open opens the app's directory; ErrNotFound if it is not there any more, or something else is.
+// ID tells which directory the app is.
+func (a *App) ID() ID { return a.id }
+
+// open opens the app's directory. ErrNotFound: it is not there any more, or something else is; ErrMoved: another directory is.
 func (a *App) open() (int, error) {
 	fd, err := openDir(a.parent, a.path)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) {
-		err = kindf(ErrNotFound, "%s: no such app", a.Name)
+		return -1, kindf(ErrNotFound, "%s: no such app", a.Name)
 	}
-	return fd, err
+	if err != nil || a.id == (ID{}) {
+		return fd, err
+	}
+	attr, err := fstat(fd, a.Name)
+	if err == nil && a.keeper.id(attr) != a.id {
+		err = errMovedAway(a.Name)
+	}
+	if err != nil {
+		closeFD(fd)
+		return -1, err
+	}
+	return fd, nil
 }
 
 func newApp(name string, parent int, path string) *App {
@@ -82,7 +98,7 @@ func (a *App) survey() (g ground) {
 	app, err1 := lstat(a.parent, a.path)
 	blobs, err2 := lstat(a.parent, a.path+"/blobs")
 	mark, err3 := lstat(a.parent, a.path+"/oci-layout")
-	if errors.Join(err1, err2, err3) != nil || !mark.Mode.IsRegular() || !allDirs(a.parent, a.path+"/blobs") ||
+	if errors.Join(err1, err2, err3) != nil || a.keeper.id(app) != a.id || !mark.Mode.IsRegular() || !allDirs(a.parent, a.path+"/blobs") ||
 		a.keeper.ofDir(app, at).racy() || a.keeper.ofDir(blobs, at).racy() {
 		return ground{}
 	}

@@ -54,10 +54,11 @@ type Staged struct {
 	// sentence for each.
 	Dropped []string
 
-	// May, if set, is asked before anything is changed in a directory of the
-	// registry: the app that is there, which is locked then, or the nearest
-	// directory above a new one ("." is the registry itself). Its error refuses that.
-	May func(dir string) error
+	// Rights are those of whoever publishes it: he has to reach the directory above the app that is there, and may make files in that
+	// app; for a new one, in the nearest directory above it.
+	Rights Rights
+	// ID tells which directory the app is, once it is published.
+	ID ID
 
 	dropped map[string]bool // what Dropped says
 	reg     *Registry

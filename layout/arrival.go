@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"slices"
 	"sync"
 )
 
@@ -22,7 +21,7 @@ type Arrival struct {
 	next    int64 // everything before was handed over
 	size    int64
 	ahead   *Scratch
-	extents []extent // what is in ahead: sorted, apart from each other, not before next
+	extents extents // what is in ahead, not before next
 	reading reading
 
 	mu      sync.Mutex
@@ -38,9 +37,6 @@ type Arrival struct {
 // maxExtents is how many pieces of an archive may lie apart from each other, ahead of
 // their turn; with more it is refused.
 const maxExtents = 1 << 16
-
-// An extent is a range of bytes of the archive.
-type extent struct{ start, end int64 }
 
 // Receive begins to take in an archive. Finish or Abort has to be called, and
 // [Registry.StopReceiving] in the end.
@@ -139,7 +135,7 @@ func (a *Arrival) WriteAt(ctx context.Context, p []byte, off int64) (int, error)
 }
 
 func (a *Arrival) write(ctx context.Context, p []byte, off int64) error {
-	if off == a.next && (len(a.extents) == 0 || a.extents[0].start >= off+int64(len(p))) {
+	if first, ok := a.extents.first(); off == a.next && (!ok || first.start >= off+int64(len(p))) {
 		if err := a.give(ctx, p); err != nil {
 			return err
 		}
@@ -152,32 +148,15 @@ func (a *Arrival) write(ctx context.Context, p []byte, off int64) error {
 		}
 		a.ahead = ahead
 	}
-	if len(a.extents) >= maxExtents {
+	if a.extents.len() >= maxExtents {
 		return limitf("archive: it is written in over %d pieces out of order", maxExtents)
 	}
 	n, err := a.ahead.WriteAt(p, off)
-	a.add(extent{off, off + int64(n)})
+	a.extents.add(extent{off, off + int64(n)})
 	if err == nil {
 		err = a.catchUp(ctx, 0)
 	}
 	return err
-}
-
-// add notes what lies in ahead.
-func (a *Arrival) add(e extent) {
-	if e.start == e.end {
-		return
-	}
-	rest := a.extents[:0:0]
-	for _, x := range a.extents {
-		if x.end < e.start || e.end < x.start {
-			rest = append(rest, x)
-			continue
-		}
-		e = extent{min(e.start, x.start), max(e.end, x.end)}
-	}
-	i, _ := slices.BinarySearchFunc(rest, e, func(x, e extent) int { return int(min(max(x.start-e.start, -1), 1)) })
-	a.extents = slices.Insert(rest, i, e)
 }
 
 // catchUp hands over what lies in ahead as far as it follows, and up to the
@@ -185,25 +164,28 @@ func (a *Arrival) add(e extent) {
 func (a *Arrival) catchUp(ctx context.Context, until int64) error {
 	b := getBuffer()
 	defer putBuffer(b)
-	for len(a.extents) > 0 && a.extents[0].start <= a.next || a.next < until {
+	for {
+		first, ok := a.extents.first()
+		ready := ok && first.start <= a.next
+		if !ready && a.next >= until {
+			return nil
+		}
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if len(a.extents) == 0 && a.reading.atEnd.Load() { // more zeros tell no more
+		if !ok && a.reading.atEnd.Load() { // more zeros tell no more
 			until = min(until, a.next+landingBuffer)
 		}
-		end, hole := until, true
-		if len(a.extents) > 0 {
-			first := a.extents[0]
-			if hole = first.start > a.next; hole {
-				end = min(end, first.start)
-			} else {
-				end = first.end
-			}
+		end := until
+		switch {
+		case ready:
+			end = first.end
+		case ok:
+			end = min(end, first.start)
 		}
 		part := (*b)[:min(end-a.next, landingBuffer)]
 		clear(part)
-		if !hole {
+		if ready {
 			if _, err := a.ahead.ReadAt(part, a.next); err != nil && err != io.EOF {
 				return a.fail(err)
 			}
@@ -211,11 +193,10 @@ func (a *Arrival) catchUp(ctx context.Context, until int64) error {
 		if err := a.give(ctx, part); err != nil {
 			return err
 		}
-		if !hole && a.next >= end {
-			a.extents = a.extents[1:]
+		if ready && a.next >= end {
+			a.extents.dropFirst()
 		}
 	}
-	return nil
 }
 
 // Truncate sets the size. ErrRewritten if that takes back what was taken in already.
@@ -223,13 +204,7 @@ func (a *Arrival) Truncate(size int64) error {
 	if size < a.next {
 		return a.fail(kindf(ErrRewritten, "archive: it is cut to %d bytes, and more had been taken in already", size))
 	}
-	for i, x := range a.extents {
-		if x.start >= size {
-			a.extents = a.extents[:i]
-			break
-		}
-		a.extents[i].end = min(x.end, size)
-	}
+	a.extents.cut(size)
 	if a.ahead != nil {
 		if err := a.ahead.Truncate(size); err != nil {
 			return a.fail(err)
@@ -251,7 +226,7 @@ func (a *Arrival) Complete(ctx context.Context, closing bool) (bool, error) {
 		}
 	}
 	// Of one that is compressed nobody knows whether its last bytes have come.
-	return a.reading.atEnd.Load() && len(a.extents) == 0 && (closing || !a.reading.packed.Load()), a.Err()
+	return a.reading.atEnd.Load() && a.extents.len() == 0 && (closing || !a.reading.packed.Load()), a.Err()
 }
 
 // Finish ends the archive, which is Complete, and gives what was staged. Once ctx
@@ -295,5 +270,5 @@ func (a *Arrival) close() {
 		a.ahead.Close()
 		a.ahead = nil
 	}
-	a.extents = nil
+	a.extents = extents{}
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io/fs"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -33,6 +34,9 @@ type locked struct {
 	dirfd int
 	lock  int
 
+	rights Rights
+	dirs   map[string]int // directories of blobs, opened, in which whoever wants the change may make files
+
 	work *work // for what needs a name; nil if nothing did so far
 
 	// the state that the first try of a change was made from, and what all of them brought (undo.go)
@@ -45,14 +49,43 @@ func (l *locked) release() {
 	if l.work != nil {
 		l.work.close()
 	}
+	for _, fd := range l.dirs {
+		closeFD(fd)
+	}
 	closeFD(l.lock)
 	closeFD(l.dirfd)
 	<-l.app.turn
 }
 
 // lock waits its turn in this process, then for other processes: at most
-// LockWait (ErrBusy), or until ctx is done.
-func (a *App) lock(ctx context.Context) (*locked, error) {
+// LockWait (ErrBusy), or until ctx is done. Who may not change the app does not wait, nor hold up others; whether he may is asked again of
+// the directory that is locked.
+func (a *App) lock(ctx context.Context, rights Rights) (*locked, error) {
+	if rights != nil {
+		dirfd, err := a.open()
+		if err != nil {
+			return nil, err
+		}
+		err = a.ask(ctx, rights, dirfd)
+		closeFD(dirfd)
+		if err != nil {
+			return nil, err
+		}
+	}
+	l, err := a.wait(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l.rights = rights
+	if err := a.ask(ctx, rights, l.dirfd); err != nil {
+		l.release()
+		return nil, err
+	}
+	return l, nil
+}
+
+// wait is lock for whoever has the rights.
+func (a *App) wait(ctx context.Context) (*locked, error) {
 	deadline := time.NewTimer(LockWait)
 	defer deadline.Stop()
 	busy := kindf(ErrBusy, "%s: another process is changing this app (waited %v)", a.Name, LockWait)
@@ -98,7 +131,7 @@ func (a *App) tryLock() (*locked, error) {
 		closeFD(dirfd)
 		return nil, notFound(a.Name+"/oci-layout", err)
 	}
-	l := &locked{app: a, dirfd: dirfd, lock: fd}
+	l := &locked{app: a, dirfd: dirfd, lock: fd, dirs: map[string]int{}}
 	named := false
 	if err = pathError("flock", a.Name+"/oci-layout", tryLock(fd)); err == nil {
 		if named, err = l.named(); named {
@@ -147,8 +180,13 @@ type Change struct {
 // state, and gives what is to be set; it may be called again if a tool that
 // does not lock came in between.
 func (a *App) Annotate(ctx context.Context, plan func(*Snapshot) ([]Edit, error)) (*Change, error) {
+	return a.AnnotateAs(ctx, nil, plan)
+}
+
+// AnnotateAs is Annotate for somebody who has these rights.
+func (a *App) AnnotateAs(ctx context.Context, rights Rights, plan func(*Snapshot) ([]Edit, error)) (*Change, error) {
 	var change *Change
-	err := a.change(ctx, func(l *locked, snap *Snapshot, raw []byte, seen sighting) error {
+	err := a.change(ctx, rights, func(l *locked, snap *Snapshot, raw []byte, seen sighting) error {
 		edits, err := plan(snap)
 		if err != nil {
 			return err
@@ -182,8 +220,8 @@ func (a *App) Annotate(ctx context.Context, plan func(*Snapshot) ([]Edit, error)
 
 // change runs one attempt at a change after another, under the app's lock, until
 // none is disturbed by a tool that does not lock.
-func (a *App) change(ctx context.Context, try func(l *locked, snap *Snapshot, raw []byte, seen sighting) error) (err error) {
-	l, err := a.lock(ctx)
+func (a *App) change(ctx context.Context, rights Rights, try func(l *locked, snap *Snapshot, raw []byte, seen sighting) error) (err error) {
+	l, err := a.lock(ctx, rights)
 	if err != nil {
 		return err
 	}
@@ -274,7 +312,8 @@ func (l *locked) read() (*Snapshot, []byte, sighting, error) {
 type newBlob struct {
 	v1.Descriptor
 	bytes []byte
-	old   digest.Digest // the blob whose owner and mode it takes
+	old   digest.Digest // the blob whose owner and mode it takes,
+	like  Stamp         // and which file that was when it was read
 }
 
 // A rewriting is what a change makes of the documents that it touches.
@@ -284,7 +323,7 @@ type rewriting struct {
 }
 
 // put notes what a document becomes, if that is anything else.
-func (w *rewriting) put(d v1.Descriptor, was, is []byte, limit int) error {
+func (w *rewriting) put(d v1.Descriptor, like Attr, was, is []byte, limit int) error {
 	if bytes.Equal(was, is) {
 		return nil
 	}
@@ -294,7 +333,7 @@ func (w *rewriting) put(d v1.Descriptor, was, is []byte, limit int) error {
 	old := d.Digest
 	d.Digest, d.Size, d.Data = old.Algorithm().FromBytes(is), int64(len(is)), nil
 	w.moves[old] = move{Digest: d.Digest, Size: d.Size, Bytes: is}
-	w.blobs = append(w.blobs, newBlob{d, is, old})
+	w.blobs = append(w.blobs, newBlob{d, is, old, like.Stamp})
 	return nil
 }
 
@@ -310,7 +349,7 @@ func (w *rewriting) annotate(s *Snapshot, r *reached, edits []Edit) error {
 		}
 		is, err := setAnnotations(e.Manifest.Bytes, e.Set)
 		if err == nil {
-			err = w.put(e.Manifest.Descriptor, e.Manifest.Bytes, is, MaxManifest)
+			err = w.put(e.Manifest.Descriptor, e.Manifest.Attr, e.Manifest.Bytes, is, MaxManifest)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", e.Manifest.Digest, err)
@@ -324,13 +363,13 @@ func (w *rewriting) reindex(app *App, dirfd int, e Entry) error {
 	if e.Err != nil {
 		return e.Err
 	}
-	was, _, _, err := app.readBlob(dirfd, e.Descriptor, MaxIndex, nil)
+	was, _, attr, err := app.readBlob(dirfd, e.Descriptor, MaxIndex, nil)
 	if err != nil {
 		return err
 	}
 	is, err := moveDescriptors(was, w.moves)
 	if err == nil {
-		err = w.put(e.Descriptor, was, is, MaxIndex)
+		err = w.put(e.Descriptor, attr, was, is, MaxIndex)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", e.Digest, err)
@@ -424,7 +463,7 @@ func (l *locked) publish(ctx context.Context, snap *Snapshot, seen sighting, blo
 
 // putIndex puts a new index.json in the place of the one that snap is of.
 func (l *locked) putIndex(ctx context.Context, snap *Snapshot, seen sighting, index []byte) error {
-	f, err := l.writeIndex(index)
+	f, err := l.writeIndex(snap, index)
 	if err != nil {
 		return err
 	}
@@ -433,13 +472,13 @@ func (l *locked) putIndex(ctx context.Context, snap *Snapshot, seen sighting, in
 }
 
 // writeIndex writes and syncs a new index.json that has not its name yet.
-func (l *locked) writeIndex(index []byte) (*newFile, error) {
+func (l *locked) writeIndex(snap *Snapshot, index []byte) (*newFile, error) {
 	f, err := l.create(l.dirfd, indexName)
 	if err != nil {
 		return nil, err
 	}
 	if _, err = f.Write(index); err == nil {
-		err = likeFile(f.fd, l.dirfd, indexName)
+		err = likeFile(f.fd, l.dirfd, indexName, snap.Attr.Stamp)
 	}
 	if err == nil {
 		err = fsync(f.fd, indexName)
@@ -459,7 +498,7 @@ func (l *locked) swapIndex(ctx context.Context, snap *Snapshot, seen sighting, f
 	if named, err := l.named(); err != nil {
 		return err
 	} else if !named {
-		return kindf(ErrBusy, "%s: the app was moved away while it was being changed", l.app.Name)
+		return kindf(ErrMoved, "%s: the app was moved away while it was being changed", l.app.Name)
 	}
 	if err := ctx.Err(); err != nil {
 		return err
@@ -519,9 +558,14 @@ func (l *locked) replace(f *newFile, dirfd int, name string) error {
 
 // clean removes what a change that was killed left in the app. It holds the app, so nobody is just at it.
 func (l *locked) clean() {
+	index, err := statBeneath(l.dirfd, indexName)
 	list, _ := readDir(l.dirfd, ".")
 	for _, e := range list {
-		if rest, ok := strings.CutPrefix(e.name, workName+"-"); ok && e.mode.IsRegular() && len(rest) == len(rand.Text()) {
+		if !isRandom(e.name, workName+"-") || !e.mode.IsRegular() {
+			continue
+		}
+		// It has index.json's owner before it has a name, unless this process may not give files away.
+		if file, fileErr := statBeneath(l.dirfd, e.name); fileErr == nil && (file.UID == uint32(os.Geteuid()) || err == nil && file.UID == index.UID) {
 			unlink(l.dirfd, e.name)
 		}
 	}
@@ -539,11 +583,10 @@ func (l *locked) putBlob(ctx context.Context, b newBlob) error {
 	if there {
 		return syncFile(l.dirfd, name) // whoever wrote it may not have
 	}
-	dir, err := openDir(l.dirfd, path.Dir(name))
+	dir, err := l.dir(ctx, path.Dir(name))
 	if err != nil {
 		return err
 	}
-	defer closeFD(dir)
 	f, err := l.create(dir, name)
 	if err != nil {
 		return err
@@ -552,7 +595,7 @@ func (l *locked) putBlob(ctx context.Context, b newBlob) error {
 	if _, err := f.Write(b.bytes); err != nil {
 		return err
 	}
-	if err := likeFile(f.fd, l.dirfd, BlobPath(b.old)); err != nil {
+	if err := likeFile(f.fd, l.dirfd, BlobPath(b.old), b.like); err != nil {
 		return err
 	}
 	if err := fsync(f.fd, name); err != nil {
@@ -563,9 +606,28 @@ func (l *locked) putBlob(ctx context.Context, b newBlob) error {
 	case err == nil:
 		l.brought = append(l.brought, b.Digest)
 	case errors.Is(err, fs.ErrExist): // with other bytes, as was seen above
-		err = l.replace(f, dir, path.Base(name))
+		if err = l.ask(ctx, dir, path.Base(name)); err == nil {
+			err = l.replace(f, dir, path.Base(name))
+		}
 	}
 	return err
+}
+
+// dir gives a directory of blobs of the app, open, in which whoever wants the change may make files.
+func (l *locked) dir(ctx context.Context, name string) (int, error) {
+	if fd, ok := l.dirs[name]; ok {
+		return fd, nil
+	}
+	fd, err := openDir(l.dirfd, name)
+	if err != nil {
+		return -1, err
+	}
+	if err := l.ask(ctx, fd, ""); err != nil {
+		closeFD(fd)
+		return -1, err
+	}
+	l.dirs[name] = fd
+	return fd, nil
 }
 
 // maxReferrers is how many manifests of an app are read to find those whose subject is

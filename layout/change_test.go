@@ -514,16 +514,18 @@ func noLeftOvers(t testing.TB, dir string) {
 // What a process left that was killed is removed at the next change, what a living one works on is not.
 func TestAnnotateRemovesLeftOvers(t *testing.T) {
 	dir := writeApp(t, small())
-	must(t, os.MkdirAll(dir+"/app/.irfs/dead/deep", 0o755))
-	must(t, os.MkdirAll(dir+"/app/.irfs/alive", 0o755))
-	write(t, dir+"/app/.irfs/dead/deep/file", "x")
-	write(t, dir+"/app/.irfs/alive/file", "x")
-	write(t, dir+"/app/.irfs/file", "x")
-	must(t, os.Symlink(dir, dir+"/app/.irfs/link"))
-	release := flock(t, dir+"/app/.irfs/alive")
+	const dead, alive = "/app/.irfs/.work-deaddeaddeaddeaddeaddeadde", "/app/.irfs/.work-alivealivealivealivealivea"
+	for _, name := range []string{dead, alive} {
+		must(t, os.MkdirAll(dir+name, 0o700))
+	}
+	must(t, os.Mkdir(dir+dead+"/deep", 0o755))
+	write(t, dir+dead+"/deep/file", "x")
+	write(t, dir+alive+"/file", "x")
+	must(t, os.Symlink(dir, dir+dead+"/link"))
+	release := flock(t, dir+alive)
 	_, err := annotate(context.Background(), appIn(t, dir), "x", "value")
 	must(t, err)
-	if names, _ := filepath.Glob(dir + "/app/.irfs/*"); len(names) != 1 || filepath.Base(names[0]) != "alive" {
+	if names, _ := filepath.Glob(dir + "/app/.irfs/.*"); len(names) != 1 || names[0] != dir+alive {
 		t.Errorf("left: %q", names)
 	}
 	if _, err := os.Stat(dir + "/app/index.json"); err != nil {
@@ -572,7 +574,7 @@ func TestAnnotateWaitsForAnotherProcess(t *testing.T) {
 		if d := time.Since(start); !errors.Is(err, context.DeadlineExceeded) || d < 100*time.Millisecond || d > time.Second {
 			t.Errorf("%v after %v", err, d)
 		}
-		if _, err := app.Collect(ctx, 0, false); !errors.Is(err, context.DeadlineExceeded) {
+		if _, _, err := app.Collect(ctx, 0, false); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("collect: %v", err)
 		}
 		same(t, dir, before)

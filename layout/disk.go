@@ -24,6 +24,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -45,6 +46,15 @@ type Attr struct {
 	Stamp
 	Mode     fs.FileMode // permission bits, the sticky bit, and type
 	UID, GID uint32
+	Born     int64 // nanoseconds since 1970, 0 where the file system does not say
+}
+
+// An ID tells a directory from any other, whatever name leads to it. An inode's number is used again at once for another one, which is
+// born later, or belongs to another user: a directory that is given to somebody else is another one.
+type ID struct {
+	Dev, Ino uint64
+	Born     int64
+	UID      uint32
 }
 
 // racyFor is how long after a change a file's times cannot be trusted to show
@@ -138,7 +148,7 @@ func openDir(dirfd int, name string) (int, error) {
 
 func closeFD(fd int) { unix.Close(fd) }
 
-func attrOf(st *unix.Stat_t) Attr {
+func attrOf(st *unix.Statx_t) Attr {
 	mode := fs.FileMode(st.Mode & 0o777)
 	if st.Mode&unix.S_ISVTX != 0 {
 		mode |= fs.ModeSticky
@@ -156,15 +166,20 @@ func attrOf(st *unix.Stat_t) Attr {
 	default:
 		mode |= fs.ModeDevice
 	}
-	return Attr{
-		Stamp: Stamp{Dev: st.Dev, Ino: st.Ino, Size: st.Size, Mtime: st.Mtim.Nano(), Ctime: st.Ctim.Nano()},
+	nanoseconds := func(t unix.StatxTimestamp) int64 { return t.Sec*1e9 + int64(t.Nsec) }
+	attr := Attr{
+		Stamp: Stamp{Dev: unix.Mkdev(st.Dev_major, st.Dev_minor), Ino: st.Ino, Size: int64(st.Size), Mtime: nanoseconds(st.Mtime), Ctime: nanoseconds(st.Ctime)},
 		Mode:  mode, UID: st.Uid, GID: st.Gid,
 	}
+	if st.Mask&unix.STATX_BTIME != 0 {
+		attr.Born = nanoseconds(st.Btime)
+	}
+	return attr
 }
 
 func fstat(fd int, name string) (Attr, error) {
-	var st unix.Stat_t
-	if err := retry(func() error { return unix.Fstat(fd, &st) }); err != nil {
+	var st unix.Statx_t
+	if err := retry(func() error { return unix.Statx(fd, "", unix.AT_EMPTY_PATH, statxMask, &st) }); err != nil {
 		return Attr{}, pathError("stat", name, err)
 	}
 	return attrOf(&st), nil
@@ -277,12 +292,11 @@ func allDirs(dirfd int, name string) bool {
 // not its cache here, as it is when a file is opened.
 func lstat(dirfd int, name string) (Attr, error) {
 	var st unix.Statx_t
-	err := unix.Statx(dirfd, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT|unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st)
-	return attrOf(&unix.Stat_t{
-		Dev: unix.Mkdev(st.Dev_major, st.Dev_minor), Ino: st.Ino, Mode: uint32(st.Mode), Uid: st.Uid, Gid: st.Gid, Size: int64(st.Size),
-		Mtim: unix.Timespec{Sec: st.Mtime.Sec, Nsec: int64(st.Mtime.Nsec)}, Ctim: unix.Timespec{Sec: st.Ctime.Sec, Nsec: int64(st.Ctime.Nsec)},
-	}), err
+	err := unix.Statx(dirfd, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT|unix.AT_STATX_FORCE_SYNC, statxMask, &st)
+	return attrOf(&st), err
 }
+
+const statxMask = unix.STATX_BASIC_STATS | unix.STATX_BTIME
 
 // leadsToDir reports whether a symbolic link leads to a directory, or to what cannot be looked at. Nothing is opened.
 func leadsToDir(dirfd int, name string) bool {
@@ -308,6 +322,13 @@ func isNamed(dirfd int, name string, fd int) (bool, error) {
 		return false, nil
 	}
 	return err == nil && named.Dev == held.Dev && named.Ino == held.Ino, err
+}
+
+// isEntry is isNamed for a name in dirfd itself. It takes no descriptor.
+func isEntry(dirfd int, name string, fd int) bool {
+	held, err1 := fstat(fd, name)
+	named, err2 := lstat(dirfd, name)
+	return err1 == nil && err2 == nil && named.Dev == held.Dev && named.Ino == held.Ino
 }
 
 // openRegular opens a regular file for reading. Where it is something else, its status comes with the error.
@@ -524,21 +545,25 @@ func rmdir(dirfd int, name string) error {
 	})
 }
 
-// removeAll removes name and what is below it, as far as that goes. It takes one
-// descriptor for each level.
+// removeAll removes name and what is below it, as far as that goes. It takes one descriptor for each level. It is for what is in a work
+// directory, where nobody else can exchange anything.
 func removeAll(dirfd int, name string) {
 	if unlink(dirfd, name) == nil {
 		return
 	}
 	if fd, err := openDir(dirfd, name); err == nil {
-		f := os.NewFile(uintptr(fd), name)
-		names, _ := f.Readdirnames(-1)
-		for _, name := range names {
-			removeAll(fd, name)
-		}
-		f.Close()
+		empty(fd)
+		closeFD(fd)
 	}
 	rmdir(dirfd, name)
+}
+
+// empty removes what is in an open directory, as far as that goes.
+func empty(dirfd int) {
+	list, _ := readDir(dirfd, ".")
+	for _, e := range list {
+		removeAll(dirfd, e.name)
+	}
 }
 
 // removeEmpty removes a directory with the directories in it, if there is nothing else in them.
@@ -627,13 +652,8 @@ func takeOwner(fd int, name string, like Attr, acl []byte) error {
 
 const aclName = "system.posix_acl_access"
 
-// readACL gives a file's POSIX ACL in the kernel's form, nil for none.
-func readACL(dirfd int, name string) ([]byte, error) {
-	fd, _, err := openRegular(dirfd, name)
-	if err != nil {
-		return nil, err
-	}
-	defer closeFD(fd)
+// readACL gives an open file's POSIX ACL in the kernel's form, nil for none.
+func readACL(fd int, name string) ([]byte, error) {
 	buf := make([]byte, 64<<10) // XATTR_SIZE_MAX
 	n, err := unix.Fgetxattr(fd, aclName, buf)
 	if err == unix.ENODATA || err == unix.ENOTSUP {
@@ -645,13 +665,21 @@ func readACL(dirfd int, name string) ([]byte, error) {
 	return buf[:n], nil
 }
 
-// likeFile makes an open file look like another one to its users.
-func likeFile(fd, dirfd int, name string) error {
-	attr, err := statBeneath(dirfd, name)
+// likeFile makes an open file look like another one to its users: like the one that was read, and no other (errMoved), for what was closed
+// stays closed.
+func likeFile(fd, dirfd int, name string, read Stamp) error {
+	like, attr, err := openRegular(dirfd, name)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) {
+		return errMoved
+	}
 	if err != nil {
 		return err
 	}
-	acl, err := readACL(dirfd, name)
+	defer closeFD(like)
+	if attr.Dev != read.Dev || attr.Ino != read.Ino {
+		return errMoved
+	}
+	acl, err := readACL(like, name)
 	if err != nil {
 		return err
 	}
@@ -728,10 +756,24 @@ func mayCreate(dirfd int, name string) error {
 // app before it takes its place.
 const workName = ".irfs"
 
-// A work directory is <parent>/.irfs/<random>/, held by flock(2) as long as
+// workPrefix, and a random text, is what a work directory is called: a name that no app can have.
+const workPrefix = ".work-"
+
+// isRandom reports whether a name is that prefix and a text such as rand.Text gives, in lower case.
+func isRandom(name, prefix string) bool {
+	text, ok := strings.CutPrefix(name, prefix)
+	return ok && len(text) == len(rand.Text()) && strings.Trim(text, "abcdefghijklmnopqrstuvwxyz234567") == ""
+}
+
+// A work directory is <parent>/.irfs/.work-<random>/, of mode 0700, held by flock(2) as long as
 // its owner lives, so that what a killed process left can be told and removed.
+//
+// Whoever may write in the parent directory may exchange .irfs for anything else at any time, somebody's app or a directory of his own. So
+// nothing is removed by a path: what is in a work directory goes through its descriptor, which nobody else can open, and then its name in
+// the .irfs that was opened, if it still has one there. What irfs did not make is never removed.
 type work struct {
 	parent int // borrowed
+	top    int // .irfs
 	name   string
 	fd     int
 }
@@ -742,112 +784,180 @@ func newWork(parent int) (*work, error) {
 	if err != nil {
 		return nil, err
 	}
-	for range 100 {
+	for range 1000 {
 		w, err := tryWork(parent, like)
 		if err != nil || w != nil {
 			return w, err
 		}
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(time.Millisecond) // others come and go there
 	}
-	return nil, kindf(ErrBusy, "%s: another process keeps it locked", workName)
+	return nil, kindf(ErrBusy, "%s: it is removed again and again", workName)
 }
 
 // tryWork is one attempt at newWork; nil, nil when another process was in
 // between.
-func tryWork(parent int, like Attr) (w *work, err error) {
-	defer func() {
-		if w == nil {
-			rmdir(parent, workName) // if nobody works there
-		}
-	}()
+func tryWork(parent int, like Attr) (*work, error) {
 	// Whoever may write here may also work here.
 	mode := uint32(like.Mode.Perm())
 	if like.Mode&fs.ModeSticky != 0 {
 		mode |= unix.S_ISVTX
 	}
-	if err := mkdir(parent, workName, mode); err == nil {
-		if fd, err := openDir(parent, workName); err == nil {
-			unix.Fchmod(fd, mode) // without the umask
-			closeFD(fd)
-		}
-	} else if !errors.Is(err, fs.ErrExist) {
-		return nil, err
-	}
 	top, err := openDir(parent, workName)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		made := mkdirExact(parent, workName, mode)
+		if made != nil && !errors.Is(made, fs.ErrExist) {
+			return nil, made
+		}
+		if top, err = openDir(parent, workName); err != nil && made == nil {
+			rmdir(parent, workName) // there are no descriptors
+		}
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case errors.Is(err, ErrCorrupt):
+		return nil, notOurs("is no directory")
+	case errors.Is(err, fs.ErrPermission):
+		return nil, closedToUs(err)
+	case err != nil:
 		return nil, err
 	}
-	defer closeFD(top) // and with it the lock
-	if err := tryLock(top); err == unix.EWOULDBLOCK {
-		return nil, nil
-	} else if err != nil {
-		return nil, pathError("flock", workName, err)
+	w, err := workIn(parent, top)
+	if w == nil {
+		removeTop(parent, top, uint32(os.Geteuid()))
+		closeFD(top)
 	}
-	if named, err := isNamed(parent, workName, top); err != nil || !named {
-		return nil, err
+	return w, err
+}
+
+func closedToUs(err error) error {
+	return fmt.Errorf("%s is another user's, and closed, and irfs needs this name for its working files; rename it, or remove it if it is empty: %w", workName, err)
+}
+
+func notOurs(why string) error {
+	return kindf(ErrExist, "%s %s: irfs needs this name for its working files; rename what has it", workName, why)
+}
+
+// workIn makes a work directory in the open directory top, which is .irfs; nil, nil when another process was in between.
+func workIn(parent, top int) (*work, error) {
+	if _, err := statBeneath(top, "oci-layout"); err == nil {
+		return nil, notOurs("is an app")
 	}
-	name := strings.ToLower(rand.Text())
-	err = mkdir(top, name, 0o700)
+	name := workPrefix + strings.ToLower(rand.Text())
+	err := mkdir(top, name, 0o700)
 	if errors.Is(err, fs.ErrNotExist) { // somebody removed .irfs, for it was empty
 		return nil, nil
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, closedToUs(err)
 	}
 	if err != nil {
 		return nil, err
 	}
 	fd, err := openDir(top, name)
-	if err == nil {
-		err = tryLock(fd)
+	if errors.Is(err, fs.ErrNotExist) { // somebody took it for one that is left over
+		return nil, nil
 	}
 	if err != nil {
 		rmdir(top, name)
 		return nil, err
 	}
-	return &work{parent, path.Join(workName, name), fd}, nil
+	w := &work{parent, top, name, fd}
+	err = tryLock(fd)
+	if err == nil && w.named() {
+		return w, nil
+	}
+	closeFD(fd)
+	if err == unix.EWOULDBLOCK { // by whoever is about to remove it
+		err = nil
+	}
+	if err != nil {
+		rmdir(top, name)
+	}
+	return nil, pathError("flock", workName, err)
+}
+
+// mkdirExact makes a directory of exactly that mode, whatever the process's umask is: on a thread that shares that with no other. A mode that
+// is set afterwards may be another directory's.
+func mkdirExact(dirfd int, name string, mode uint32) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			done <- pathError("unshare", name, err)
+			return
+		}
+		unix.Umask(0)
+		done <- mkdir(dirfd, name, mode)
+	}()
+	return <-done
 }
 
 // clean removes the work directories in the open directory parent that nobody holds, for their
-// owners are dead.
+// owners are dead: those of this process's user.
 func clean(parent int) {
 	top, err := openDir(parent, workName)
 	if err != nil {
 		return
 	}
-	defer rmdir(parent, workName) // if nobody works there
 	defer closeFD(top)
-	if tryLock(top) != nil { // somebody is just making or removing one
-		return
-	}
 	list, _ := readDir(top, ".")
 	for _, e := range list {
-		if !e.mode.IsDir() {
-			unlink(top, e.name)
-			continue
+		if isRandom(e.name, workPrefix) && e.mode.IsDir() {
+			cleanWork(top, e.name)
 		}
-		fd, err := openDir(top, e.name)
-		if err != nil { // another user's, perhaps: it may be alive
-			continue
-		}
-		if tryLock(fd) == nil {
-			removeAll(top, e.name)
-		}
-		closeFD(fd)
+	}
+	removeTop(parent, top, uint32(os.Geteuid()))
+}
+
+// cleanWork removes a directory in .irfs, if it is a work directory that nobody holds.
+func cleanWork(top int, name string) {
+	fd, err := openDir(top, name)
+	if err != nil {
+		return
+	}
+	w := &work{top: top, name: name, fd: fd}
+	defer closeFD(fd)
+	attr, err := fstat(fd, name)
+	if err != nil || attr.UID != uint32(os.Geteuid()) || attr.Mode.Perm() != 0o700 || tryLock(fd) != nil || !w.named() {
+		return
+	}
+	w.remove()
+}
+
+// removeTop removes .irfs, which is open as top, if that user made it and nobody works there.
+func removeTop(parent, top int, uid uint32) {
+	attr, err := fstat(top, workName)
+	if err != nil || attr.UID != uid {
+		return
+	}
+	if isEntry(parent, workName, top) {
+		rmdir(parent, workName)
 	}
 }
 
 // named says whether the work directory still has its name.
-func (w *work) named() bool {
-	named, err := isNamed(w.parent, w.name, w.fd)
-	return err == nil && named
+func (w *work) named() bool { return isEntry(w.top, w.name, w.fd) }
+
+// found says whether the work directory is where others of this process would make theirs.
+func (w *work) found() bool { return isEntry(w.parent, workName, w.top) && w.named() }
+
+// remove removes the work directory with what is in it.
+func (w *work) remove() {
+	empty(w.fd)
+	if w.named() {
+		rmdir(w.top, w.name)
+	}
 }
 
 // close removes the work directory with what is in it.
 func (w *work) close() {
-	removeAll(w.parent, w.name)
-	rmdir(w.parent, workName) // only when nobody else works there
+	w.remove()
+	if attr, err := fstat(w.fd, w.name); err == nil { // whose it is may be the file system's to say (NFS)
+		removeTop(w.parent, w.top, attr.UID)
+	}
 	closeFD(w.fd)
+	closeFD(w.top)
 }
 
 // A newFile is a file that is being written and has not taken its place yet.

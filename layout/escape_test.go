@@ -167,15 +167,29 @@ func TestArchiveOfADirectory(t *testing.T) {
 func TestMergeThatFailsLeavesNoBlobs(t *testing.T) {
 	l, _, _ := two()
 	dir := writeApp(t, small())
+	must(t, os.Chmod(dir+"/app/blobs/sha256", 0o755|os.ModeSticky))
 	before := tree(t, dir)
 	ctx, cancel := context.WithCancel(context.Background())
 	staged, err := registry(t, dir).Stage(ctx, bytes.NewReader(archive(t, l)), layout.Intake{Owner: me})
 	must(t, err)
 	defer staged.Discard()
-	staged.May = func(string) error { cancel(); return nil } // the last that is asked before blobs are added
+	staged.Rights = atBlobs(cancel)
 	if _, err := staged.Publish(ctx, "app", layout.OnExistAdd); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
 	staged.Discard()
 	same(t, dir, before)
+}
+
+// atBlobs are all rights there are. do is called when they are asked for the directory of blobs, which has the sticky bit, in an app that
+// is there already: after its index.json was read, and before blobs are added.
+func atBlobs(do func()) layout.Rights {
+	asked := 0
+	return func(_ context.Context, _ layout.Attr, ask func() error) error {
+		// Whether the app can be reached, may be changed, is still the one when it is locked; then blobs/sha256.
+		if asked++; asked == 4 {
+			do()
+		}
+		return ask()
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"path"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -75,4 +76,23 @@ func (r *Registry) ReadEntries(archive io.Reader) (map[string]string, error) {
 func PassedOver(name string) bool {
 	_, document := documentLimits[name]
 	return !document && path.Dir(name) != "blobs" && passedOver(name)
+}
+
+// ReceiveBytes is Receive for what is no archive: bytes gives what was handed over, when the Arrival was Complete with closing.
+func (r *Registry) ReceiveBytes() (a *Arrival, bytes func() []byte) {
+	a = &Arrival{reg: r, cancel: func() {}}
+	a.cond.L = &a.mu
+	done := make(chan []byte, 1)
+	go func() {
+		data, err := io.ReadAll((*feed)(a))
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.ended, a.outcome = true, err
+		a.cond.Broadcast()
+		done <- data
+	}()
+	return a, sync.OnceValue(func() []byte {
+		a.close()
+		return <-done
+	})
 }

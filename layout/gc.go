@@ -1,18 +1,15 @@
 package layout
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"iter"
 	"path"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/go-json-experiment/json/jsontext"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -22,11 +19,17 @@ type Removed struct {
 	Size   int64 // bytes
 }
 
-// Collect removes the blobs that index.json does not reach and that nobody
+// A Kept is a blob that no image or index that irfs knows uses, and that Collect keeps all the same.
+type Kept struct {
+	Removed
+	By digest.Digest // what names it; "" if nothing does, and it is younger than the grace
+}
+
+// Collect removes the blobs that index.json does not reach, by whatever way (reach.go), and that nobody
 // has written to for as long as grace: a tool that is copying an image in
-// writes its blobs first. With dryRun it only tells. If any index or manifest
-// cannot be read it removes nothing, for then nobody knows what is in use.
-func (a *App) Collect(ctx context.Context, grace time.Duration, dryRun bool) (removed []Removed, err error) {
+// writes its blobs first. With dryRun it only tells. If anything that may say what is in use
+// cannot be read, or is not its digest's, it removes nothing.
+func (a *App) Collect(ctx context.Context, grace time.Duration, dryRun bool) (removed []Removed, kept []Kept, err error) {
 	defer func() {
 		if !errors.Is(err, fs.ErrNotExist) {
 			return
@@ -37,32 +40,32 @@ func (a *App) Collect(ctx context.Context, grace time.Duration, dryRun bool) (re
 		}
 		err = kindf(ErrNotFound, "%s: no such app", a.Name) // it was removed, or moved away, meanwhile
 	}()
-	l, err := a.lock(ctx)
+	l, err := a.lock(ctx, nil)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer l.release()
-	snap, _, seen, err := l.read()
+	snap, raw, seen, err := l.read()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if !dryRun {
 		l.clean()
 		clean(a.parent)
 	}
-	used, err := snap.used(ctx)
+	r, err := l.reach(ctx, snap, raw)
 	if err != nil {
-		return nil, fmt.Errorf("%s: nothing is removed, for not all that is in use is known: %w", a.Name, err)
+		return nil, nil, fmt.Errorf("%s: nothing is removed, for not all that is in use is known: %w", a.Name, err)
 	}
 	if !dryRun {
 		// After a power cut the index.json that was may come back, and with it the use of what this one
 		// does not use.
 		if err := l.settle(ctx, snap, nil); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	dirs := map[string]bool{}
-	removed, err = l.removeUnused(ctx, used, time.Now().Add(-grace), func(name string) error {
+	removed, kept, err = r.removeUnused(ctx, time.Now().Add(-grace), func(name string) error {
 		if dryRun {
 			return nil
 		}
@@ -82,93 +85,41 @@ func (a *App) Collect(ctx context.Context, grace time.Duration, dryRun bool) (re
 	})
 	err = errors.Join(err, l.syncDirs(dirs))
 	slices.SortFunc(removed, func(a, b Removed) int { return strings.Compare(string(a.Digest), string(b.Digest)) })
-	return removed, err
+	slices.SortFunc(kept, func(a, b Kept) int { return strings.Compare(string(a.Digest), string(b.Digest)) })
+	return removed, kept, err
 }
 
-// used is every digest that index.json reaches, and every digest that any
-// manifest so reached has a word of, of whatever kind it is.
-func (s *Snapshot) used(ctx context.Context) (map[digest.Digest]bool, error) {
-	entries, err := s.Entries(ctx)
-	if err != nil {
-		return nil, err
-	}
-	used := map[digest.Digest]bool{}
-	for _, e := range entries {
-		used[e.Digest] = true
-		if e.Err == nil && !IsManifest(e.MediaType) && !IsIndex(e.MediaType) && e.Size > MaxManifest {
-			continue // no manifest of any other kind is so large
+// removeUnused gives every blob to remove that is not used and has not changed since before.
+func (r *reach) removeUnused(ctx context.Context, before time.Time, remove func(name string) error) (removed []Removed, kept []Kept, err error) {
+	for _, b := range r.list {
+		d, ok := b.digest()
+		switch {
+		case !ok || !b.mode.IsRegular():
+			continue
+		case b.used && b.by == "":
+			continue
+		case b.used:
+			kept = append(kept, Kept{Removed{d, b.size}, b.by})
+			continue
 		}
-		m, err := s.Manifest(e)
-		if errors.Is(err, ErrMissing) {
+		attr, err := statBeneath(r.l.dirfd, b.path())
+		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return removed, kept, err
 		}
-		for d := range digestsIn(m.Bytes) {
-			used[d] = true
-		}
-	}
-	return used, nil
-}
-
-// digestsIn gives the digests among the strings of a JSON document, and none
-// of what is not JSON.
-func digestsIn(doc []byte) iter.Seq[digest.Digest] {
-	return func(yield func(digest.Digest) bool) {
-		for dec := jsontext.NewDecoder(bytes.NewReader(doc)); ; {
-			token, err := dec.ReadToken()
-			if err != nil {
-				return
-			}
-			if token.Kind() != jsontext.KindString {
-				continue
-			}
-			if d, err := ParseDigest(token.String()); err == nil && !yield(d) {
-				return
-			}
-		}
-	}
-}
-
-func (l *locked) removeUnused(ctx context.Context, used map[digest.Digest]bool, before time.Time, remove func(name string) error) ([]Removed, error) {
-	algorithms, err := readDir(l.dirfd, "blobs")
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var removed []Removed
-	for _, algorithm := range algorithms {
-		dir := path.Join("blobs", algorithm.name)
-		list, err := readDir(l.dirfd, dir)
-		if errors.Is(err, ErrCorrupt) { // not a directory
+		if max(attr.Mtime, attr.Ctime) > before.UnixNano() {
+			kept = append(kept, Kept{Removed{d, attr.Size}, ""})
 			continue
 		}
-		if err != nil {
-			return removed, err
+		if err := ctx.Err(); err != nil {
+			return removed, kept, err
 		}
-		for _, e := range list {
-			d, err := ParseDigest(algorithm.name + ":" + e.name)
-			if err != nil || used[d] || !e.mode.IsRegular() {
-				continue
-			}
-			attr, err := statBeneath(l.dirfd, BlobPath(d))
-			if errors.Is(err, fs.ErrNotExist) || err == nil && max(attr.Mtime, attr.Ctime) > before.UnixNano() {
-				continue
-			}
-			if err != nil {
-				return removed, err
-			}
-			if err := ctx.Err(); err != nil {
-				return removed, err
-			}
-			if err := remove(BlobPath(d)); err != nil {
-				return removed, err
-			}
-			removed = append(removed, Removed{d, attr.Size})
+		if err := remove(b.path()); err != nil {
+			return removed, kept, err
 		}
+		removed = append(removed, Removed{d, attr.Size})
 	}
-	return removed, nil
+	return removed, kept, nil
 }

@@ -54,13 +54,13 @@ func TestCollect(t *testing.T) {
 	write(t, dir+"/app/blobs/file", "x")
 	before := tree(t, dir)
 
-	removed, err := app.Collect(ctx, time.Hour, false)
+	removed, _, err := app.Collect(ctx, time.Hour, false)
 	if err != nil || len(removed) != 0 {
 		t.Errorf("younger than grace: %v, %v", removed, err)
 	}
 	same(t, dir, before)
 
-	removed, err = app.Collect(ctx, 0, true)
+	removed, _, err = app.Collect(ctx, 0, true)
 	if err != nil || !slices.Equal(digests(removed), wanted) {
 		t.Errorf("dry run: %v, %v; want %v", removed, err, wanted)
 	}
@@ -68,12 +68,12 @@ func TestCollect(t *testing.T) {
 
 	time.Sleep(50 * time.Millisecond)
 	must(t, os.Chmod(filepath.Join(dir, "app", sample.Path(unused[0].Digest)), 0o600)) // touched just now
-	removed, err = app.Collect(ctx, 40*time.Millisecond, false)
+	removed, _, err = app.Collect(ctx, 40*time.Millisecond, false)
 	wantLess := slices.DeleteFunc(slices.Clone(wanted), func(d string) bool { return d == string(unused[0].Digest) })
 	if err != nil || !slices.Equal(digests(removed), wantLess) {
 		t.Errorf("older than grace: %v, %v; want %v", removed, err, wantLess)
 	}
-	removed, err = app.Collect(ctx, 0, false)
+	removed, _, err = app.Collect(ctx, 0, false)
 	if err != nil || len(removed) != 1 || removed[0] != (layout.Removed{Digest: unused[0].Digest, Size: 3}) {
 		t.Errorf("the last: %v, %v", removed, err)
 	}
@@ -87,7 +87,7 @@ func TestCollect(t *testing.T) {
 func TestCollectAfterAChange(t *testing.T) {
 	l, _ := collectable()
 	app := appOf(t, l)
-	_, err := app.Collect(context.Background(), 0, false)
+	_, _, err := app.Collect(context.Background(), 0, false)
 	must(t, err)
 	entry, err := snapshot(t, app).Tag(t.Context(), "x")
 	must(t, err)
@@ -95,7 +95,7 @@ func TestCollectAfterAChange(t *testing.T) {
 	must(t, err)
 	change, err := annotate(context.Background(), app, string(images[0].Digest), "value")
 	must(t, err)
-	removed, err := app.Collect(context.Background(), 0, false)
+	removed, _, err := app.Collect(context.Background(), 0, false)
 	must(t, err)
 	var old []string
 	for d := range change.Moved {
@@ -131,7 +131,7 @@ func TestCollectRefuses(t *testing.T) {
 			damage(files, manifest, index)
 			dir := writeApp(t, files)
 			before := tree(t, dir)
-			removed, err := appIn(t, dir).Collect(context.Background(), 0, false)
+			removed, _, err := appIn(t, dir).Collect(context.Background(), 0, false)
 			want(t, err, layout.ErrCorrupt, "")
 			if len(removed) != 0 {
 				t.Errorf("removed %v", removed)
@@ -148,7 +148,7 @@ func TestCollectSparse(t *testing.T) {
 	l.Tag("y", l.Index(absent))
 	files := l.Files()
 	delete(files, sample.Path(absent.Digest))
-	removed, err := appOf(t, files).Collect(context.Background(), 0, true)
+	removed, _, err := appOf(t, files).Collect(context.Background(), 0, true)
 	if err != nil || len(removed) != len(unused)+1 { // and the absent image's config
 		t.Errorf("%v, %v", removed, err)
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"path"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -545,7 +544,12 @@ func (a *App) OpenFile(name string) (*Blob, error) {
 
 // Stat tells what a file or directory of the layout is, by its path in it.
 func (a *App) Stat(name string) (Attr, error) {
-	attr, err := statPermitted(a.parent, path.Join(a.path, name))
+	dirfd, err := a.open()
+	if err != nil {
+		return Attr{}, err
+	}
+	defer closeFD(dirfd)
+	attr, err := statPermitted(dirfd, name)
 	if err == nil && !attr.Mode.IsRegular() && !attr.Mode.IsDir() {
 		err = corruptf("%s: %s", name, kindOf(attr.Mode))
 	}

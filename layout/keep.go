@@ -361,6 +361,14 @@ func (k *keeper) ofDir(attr Attr, at int64) sighting {
 	return sighting{attr.Stamp, at}
 }
 
+// id is which directory has that status. On overlayfs, for one, a directory is born again when it is written for the first time.
+func (k *keeper) id(attr Attr) ID {
+	if k.refused != "" || attr.Dev != k.dev {
+		attr.Born = 0
+	}
+	return ID{attr.Dev, attr.Ino, attr.Born, attr.UID}
+}
+
 func known(magic int64) bool { return fileSystems[magic].name != "" }
 
 // readOnly reports whether the file system of an open file cannot be written by anybody: by its kind, or because its super block is read-only. That

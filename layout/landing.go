@@ -278,7 +278,7 @@ func (c *counter) Write(p []byte) (int, error) {
 }
 
 // link gives the staged app a blob that the app it is for has already, if its
-// bytes are right: the same file under one more name.
+// bytes are right: the same file under one more name. Only a file of the importer's, or of root's, that nobody else may write is shared so.
 func (u *unpacking) link(d digest.Digest, size int64) (bool, error) {
 	if !u.knows {
 		return false, nil
@@ -288,6 +288,9 @@ func (u *unpacking) link(d digest.Digest, size int64) (bool, error) {
 		return false, u.ctx.Err() // after any other error it is written
 	}
 	defer closeFD(fd)
+	if !sharable(fd, u.owner) {
+		return false, nil
+	}
 	if err := fsync(fd, BlobPath(d)); err != nil { // whoever wrote it may not have
 		return false, err
 	}
@@ -296,4 +299,13 @@ func (u *unpacking) link(d digest.Digest, size int64) (bool, error) {
 		return false, err
 	}
 	return err == nil, nil // else protected_hardlinks (proc_sys_fs(5)), or a file system without links
+}
+
+// sharable reports whether only that user and root may write an open file.
+func sharable(fd int, owner Owner) bool {
+	attr, err := fstat(fd, "")
+	if err != nil || attr.UID != uint32(owner.UID) && attr.UID != 0 || attr.Mode.Perm()&0o002 != 0 {
+		return false
+	}
+	return attr.Mode.Perm()&0o020 == 0 // nor lets an ACL anybody write, for these bits are its mask
 }

@@ -57,9 +57,17 @@
 // No blob is ever modified where it stands, and nothing but [App.Collect] deletes
 // one, except that a change which fails takes back what it brought itself (undo.go).
 // Owner, mode and ACL of what is replaced are kept. Working files that need a
-// name for longer (where the file system has no unnamed ones) lie in a directory `.irfs/<random>/` of the app, or of the registry for
+// name for longer (where the file system has no unnamed ones) lie in a directory `.irfs/.work-<random>/` of the app, or of the registry for
 // an app that is not there yet, which its owner holds locked; what the dead
-// left is removed by the next change.
+// of the same user left is removed by the next change. Nothing else in a `.irfs/` is ever removed.
+//
+// # Names that somebody exchanges
+//
+// Whoever may write a directory may rename what is in it, at any time. So an App, and a [Dir], is the directory that its name led to when it
+// was looked up ([ID]): if the name leads to another one, what would be read or changed there is [ErrMoved]. What is changed is changed
+// through the directory that was opened and locked; and if somebody else asks for the change, his [Rights] are asked of that open
+// directory, never of its name. An import opens the directory that it makes an app in with the importer's rights, and what comes into the app
+// shares no file with another user than him and root.
 //
 // # Archives
 //

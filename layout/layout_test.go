@@ -190,7 +190,9 @@ func TestAppsOfARegistry(t *testing.T) {
 	}
 
 	for dir, want := range map[string]string{".": "empty fake library nginx unmarked", "nginx": "plugin", "library": "nginx"} {
-		if names, err := reg.Dirs(dir); err != nil || strings.Join(names, " ") != want {
+		d, err := reg.Dir(dir)
+		must(t, err)
+		if names, err := reg.Dirs(dir, d); err != nil || strings.Join(names, " ") != want {
 			t.Errorf("in %s: %q, %v; want %q", dir, names, err, want)
 		}
 	}

@@ -161,6 +161,7 @@ func TestMergeBesideABusyTool(t *testing.T) {
 func TestMergeThatFailsAtItsSecondTry(t *testing.T) {
 	l := small()
 	dir := writeApp(t, l)
+	must(t, os.Chmod(dir+"/app/blobs/sha256", 0o755|os.ModeSticky))
 	mine, other := sample.New(), small()
 	mine.Tag("y", mine.Image(sample.Linux("arm64"), sample.Gzip("a", "mine")))
 	other.Tag("y", other.Image(sample.Linux("arm64"), sample.Gzip("a", "another's")))
@@ -168,15 +169,12 @@ func TestMergeThatFailsAtItsSecondTry(t *testing.T) {
 	must(t, err)
 	defer staged.Discard()
 	var after map[string]string
-	staged.May = func(string) error { // asked by each try, once it has read index.json
-		if after == nil {
-			must(t, other.WriteDir(dir+"/new"))
-			must(t, os.CopyFS(dir+"/app/blobs/sha256", missingFrom(t, dir+"/new/blobs/sha256", dir+"/app/blobs/sha256")))
-			must(t, os.Rename(dir+"/new/index.json", dir+"/app/index.json"))
-			after = tree(t, dir+"/app")
-		}
-		return nil
-	}
+	staged.Rights = atBlobs(func() {
+		must(t, other.WriteDir(dir+"/new"))
+		must(t, os.CopyFS(dir+"/app/blobs/sha256", missingFrom(t, dir+"/new/blobs/sha256", dir+"/app/blobs/sha256")))
+		must(t, os.Rename(dir+"/new/index.json", dir+"/app/index.json"))
+		after = tree(t, dir+"/app")
+	})
 	_, err = staged.Publish(context.Background(), "app", layout.OnExistAdd)
 	want(t, err, layout.ErrExist, `the tag "y" is there already`)
 	same(t, dir+"/app", after)

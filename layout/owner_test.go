@@ -49,7 +49,6 @@ func TestAnnotateKeepsTheGroup(t *testing.T) {
 	image := l.Image(sample.Linux("amd64"))
 	l.Tag("x", l.Index(image))
 	dir := writeApp(t, l)
-	app := appIn(t, dir)
 	if os.Getuid() == 0 {
 		must(t, filepath.WalkDir(dir, func(name string, e os.DirEntry, err error) error {
 			if err == nil {
@@ -65,6 +64,7 @@ func TestAnnotateKeepsTheGroup(t *testing.T) {
 			return err
 		}))
 	}
+	app := appIn(t, dir)
 	as(t, member, group, func() {
 		change, err := annotate(context.Background(), app, string(image.Digest), "value")
 		if err != nil {

@@ -9,6 +9,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -55,77 +57,96 @@ func (s *Staged) Publish(ctx context.Context, name string, onExist OnExist) ([]I
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	err = s.publishNew(ctx, name)
-	if errors.Is(err, fs.ErrExist) {
-		app, appErr := s.reg.App(name)
-		switch {
-		case appErr != nil && !errors.Is(appErr, ErrNotFound) && !errors.Is(appErr, ErrCorrupt):
-			err = appErr
-		case appErr != nil:
-			err = kindf(ErrExist, "%s: something of that name is there, and is not an app", name)
-		case onExist == OnExistFail:
-			err = kindf(ErrExist, "%s: the app is there already", name)
-		default:
-			err = s.merge(ctx, app, snap, onExist == OnExistMerge)
-		}
-	}
-	if err != nil {
+	if err := s.place(ctx, name, snap, onExist); err != nil {
 		return nil, err
 	}
 	s.leave(true)
 	return list, nil
 }
 
-// publishNew renames the staged app to its place, in one step with the namespaces
-// above it that are not there yet.
-func (s *Staged) publishNew(ctx context.Context, name string) error {
-	for {
+// place makes a new app of the staged one, or adds it to the app that is there.
+func (s *Staged) place(ctx context.Context, name string, snap *Snapshot, onExist OnExist) error {
+	for start := time.Now(); ; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if _, err := statBeneath(s.reg.fd, name); err == nil {
-			return pathError("rename", name, fs.ErrExist)
-		}
-		at, err := s.reg.nearest(path.Dir(name))
+		at, dirfd, err := s.reg.reach(ctx, s.Rights, path.Dir(name))
 		if err != nil {
 			return err
 		}
-		if s.May != nil {
-			if err := s.May(at); err != nil {
-				return err
-			}
-		}
-		missing := name
-		if at != "." {
-			missing = strings.TrimPrefix(name, at+"/")
-		}
-		err = s.publishBelow(at, missing)
-		if !errors.Is(err, fs.ErrExist) || !strings.Contains(missing, "/") {
+		err = s.placeBelow(ctx, dirfd, at, name, snap, onExist)
+		closeFD(dirfd)
+		// errMoved: somebody has just made that app, or a namespace; ErrMoved: another one has come to the name.
+		if !errors.Is(err, errMoved) && !errors.Is(err, ErrMoved) {
 			return err
 		}
-		// Somebody has just made that namespace.
-		if again, nearErr := s.reg.nearest(path.Dir(name)); nearErr != nil || again == at {
-			return err
+		if time.Since(start) > LockWait {
+			return kindf(ErrBusy, "%s: what has this name changes again and again", name)
 		}
 	}
 }
 
-// publishBelow renames the staged app to a path below a directory of the registry that is
-// there, of which path nothing is.
-func (s *Staged) publishBelow(at, missing string) error {
+// placeBelow is place for an app whose path begins with the open directory at.
+func (s *Staged) placeBelow(ctx context.Context, dirfd int, at, name string, snap *Snapshot, onExist OnExist) error {
+	missing := name
+	if at != "." {
+		missing = strings.TrimPrefix(name, at+"/")
+	}
+	first, _, nested := strings.Cut(missing, "/")
+	there, err := statBeneath(dirfd, first)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		err = s.Rights.may(ctx, dirfd, at, "")
+		if errors.Is(err, fs.ErrPermission) {
+			err = fmt.Errorf("you may not make an app in %s: %w", at, err)
+		}
+		if err == nil {
+			err = s.publishBelow(dirfd, at, missing)
+		}
+		if errors.Is(err, fs.ErrExist) {
+			err = errMoved
+		}
+		return err
+	case err != nil:
+		return err
+	case nested && there.Mode.IsDir():
+		return errMoved
+	case nested:
+		return kindf(ErrExist, "%s: something of that name is there, and is no directory", path.Join(at, first))
+	}
+	app, err := s.reg.App(name)
+	switch {
+	case errors.Is(err, ErrNotFound), errors.Is(err, ErrCorrupt), err == nil && !there.Mode.IsDir():
+		return kindf(ErrExist, "%s: something of that name is there, and is not an app", name)
+	case err != nil:
+		return err
+	case app.id != s.reg.keeper.id(there): // not the one that can be reached with these rights
+		return errMoved
+	case onExist == OnExistFail:
+		return kindf(ErrExist, "%s: the app is there already", name)
+	}
+	err = s.merge(ctx, app, snap, onExist == OnExistMerge)
+	if errors.Is(err, fs.ErrPermission) {
+		err = fmt.Errorf("the app %s is there already: %w", name, err)
+	}
+	if err == nil {
+		s.ID = app.id
+	}
+	return err
+}
+
+// publishBelow renames the staged app to a path below an open directory of the registry, of which path nothing is there, in one step with the
+// namespaces in it.
+func (s *Staged) publishBelow(dirfd int, at, missing string) error {
 	for dir := at; dir != "."; dir = path.Dir(dir) { // another import may just have made it
 		if err := syncDir(s.reg.fd, path.Dir(dir)); err != nil {
 			return err
 		}
 	}
-	parent, err := openDir(s.reg.fd, at)
-	if errors.Is(err, unix.ENOTDIR) {
-		return kindf(ErrExist, "%s: something of that name is there, and is no directory", at)
-	}
+	attr, err := statBeneath(s.work.fd, s.App.path)
 	if err != nil {
 		return err
 	}
-	defer closeFD(parent)
 	from := s.App.path
 	first, below, nested := strings.Cut(missing, "/")
 	if nested {
@@ -135,14 +156,15 @@ func (s *Staged) publishBelow(at, missing string) error {
 			return err
 		}
 	}
-	err = renameNew(s.work.fd, from, parent, first)
+	err = renameNew(s.work.fd, from, dirfd, first)
 	if err != nil && nested {
 		return errors.Join(err, rename(s.work.fd, path.Join(from, below), s.work.fd, s.App.path, 0))
 	}
 	if err != nil {
 		return err
 	}
-	return fsync(parent, path.Join(at, missing))
+	s.ID = s.reg.keeper.id(attr)
+	return syncDir(dirfd, ".")
 }
 
 // lower moves the staged app to a path below a new directory of its work directory.
@@ -169,28 +191,66 @@ func (s *Staged) lower(top, below string) error {
 	return nil
 }
 
-// nearest is the nearest path that is there, dir itself or one above.
-func (r *Registry) nearest(dir string) (string, error) {
-	for ; dir != "."; dir = path.Dir(dir) {
-		_, err := statBeneath(r.fd, dir)
-		if err == nil {
-			return dir, nil
+// reach opens dir, or the nearest directory above it that is there, as whoever has these rights may reach it, and what is in it. The error
+// that he may not does not tell what is there.
+func (r *Registry) reach(ctx context.Context, rights Rights, dir string) (at string, dirfd int, err error) {
+	if rights == nil {
+		return r.nearest(dir)
+	}
+	root, err := fstat(r.fd, ".")
+	if err != nil {
+		return "", -1, err
+	}
+	var mu sync.Mutex
+	over, fd := false, -1
+	err = rights(ctx, root, func() error {
+		nearest, opened, err := r.nearest(dir)
+		if err != nil {
+			return err
 		}
-		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
-			return "", err
+		// Of what is not there, whoever may look is told so.
+		if _, err = statBeneath(opened, strings.Repeat("-", MaxName)); errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if over || err != nil { // over: nobody waits for this any more
+			closeFD(opened)
+			return err
+		}
+		at, fd = nearest, opened
+		return nil
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	over = true
+	switch {
+	case err == nil && fd >= 0:
+		return at, fd, nil
+	case err == nil: // nobody knows
+		err = unix.EACCES
+	case fd >= 0:
+		closeFD(fd)
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		err = fmt.Errorf("you may not make an app in %s: %w", dir, unix.EACCES)
+	}
+	return "", -1, err
+}
+
+// nearest opens dir, or the nearest directory above it that is there.
+func (r *Registry) nearest(dir string) (at string, dirfd int, err error) {
+	for at = dir; ; at = path.Dir(at) {
+		dirfd, err = openBeneath(r.fd, at, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if at == "." || err == nil || !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+			return at, dirfd, err
 		}
 	}
-	return dir, nil
 }
 
 // merge adds what was staged to an app that is there. Its tags move if they may.
 func (s *Staged) merge(ctx context.Context, app *App, staged *Snapshot, mayMove bool) error {
-	return app.change(ctx, func(l *locked, snap *Snapshot, raw []byte, seen sighting) error {
-		if s.May != nil {
-			if err := s.May(app.Name); err != nil {
-				return err
-			}
-		}
+	return app.change(ctx, s.Rights, func(l *locked, snap *Snapshot, raw []byte, seen sighting) error {
 		add, moved, err := s.toAdd(ctx, snap, staged, mayMove)
 		if err != nil {
 			return err
@@ -213,7 +273,7 @@ func (s *Staged) merge(ctx context.Context, app *App, staged *Snapshot, mayMove 
 		if len(index) > MaxIndex {
 			return limitf("%s: would grow to %d bytes, over the limit of %d", indexName, len(index), MaxIndex)
 		}
-		f, err := l.writeIndex(index) // first, for it may fail
+		f, err := l.writeIndex(snap, index) // first, for it may fail
 		if err != nil {
 			return err
 		}
@@ -293,10 +353,7 @@ func (s *Staged) addBlobs(ctx context.Context, l *locked) error {
 	}
 	for _, algorithm := range algorithms {
 		dir := path.Join("blobs", algorithm.name)
-		switch err := s.mkdir(l.dirfd, dir); {
-		case err == nil:
-			l.made = append(l.made, dir)
-		case !errors.Is(err, fs.ErrExist):
+		if err := s.makeDir(ctx, l, dir); err != nil {
 			return err
 		}
 		list, err := readDir(from, dir)
@@ -320,6 +377,31 @@ func (s *Staged) addBlobs(ctx context.Context, l *locked) error {
 	return syncDir(l.dirfd, "blobs")
 }
 
+// makeDir makes a directory of blobs in an app, unless it is there. It has its owner before it has its name: what has the name in an
+// app may be exchanged at any time.
+func (s *Staged) makeDir(ctx context.Context, l *locked, dir string) error {
+	if _, err := statBeneath(l.dirfd, dir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	blobs, err := l.dir(ctx, path.Dir(dir))
+	if err != nil {
+		return err
+	}
+	tmp := s.App.path + ".dir"
+	if err := s.mkdir(s.work.fd, tmp); err != nil {
+		return err
+	}
+	defer rmdir(s.work.fd, tmp)
+	if err := renameNew(s.work.fd, tmp, blobs, path.Base(dir)); err != nil {
+		if errors.Is(err, fs.ErrExist) {
+			err = nil
+		}
+		return err
+	}
+	l.made = append(l.made, dir)
+	return nil
+}
+
 // addBlob gives a staged blob to an app that may have it. Where that can be, it stays
 // staged too, for another try.
 func addBlob(ctx context.Context, from int, l *locked, d digest.Digest) error {
@@ -331,9 +413,14 @@ func addBlob(ctx context.Context, from int, l *locked, d digest.Digest) error {
 	if err != nil {
 		return err
 	}
-	err = linkFile(from, name, l.dirfd, name)
+	dir, err := l.dir(ctx, path.Dir(name))
+	if err != nil {
+		return err
+	}
+	base := path.Base(name)
+	err = linkFile(from, name, dir, base)
 	if noLinks(err) {
-		err = renameNew(from, name, l.dirfd, name)
+		err = renameNew(from, name, dir, base)
 	}
 	if err == nil {
 		l.brought = append(l.brought, d)
@@ -341,17 +428,20 @@ func addBlob(ctx context.Context, from int, l *locked, d digest.Digest) error {
 	if !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	there, err := statBeneath(l.dirfd, name)
+	there, err := statBeneath(dir, base)
 	same := err == nil && there.Dev == staged.Dev && there.Ino == staged.Ino // under two names
 	if !same {
-		if same, err = isBlob(ctx, l.dirfd, name, d, staged.Size); err != nil {
+		if same, err = isBlob(ctx, dir, base, d, staged.Size); err != nil {
 			return err
 		}
 	}
 	if same {
-		return syncFile(l.dirfd, name) // whoever wrote it may not have
+		return syncFile(dir, base) // whoever wrote it may not have
 	}
-	return rename(from, name, l.dirfd, name, 0)
+	if err := l.ask(ctx, dir, base); err != nil {
+		return err
+	}
+	return rename(from, name, dir, base, 0)
 }
 
 // Keep leaves in the staged app only these images and indexes, and what hangs on
@@ -362,7 +452,7 @@ func (s *Staged) Keep(ctx context.Context, keep []digest.Digest, tag string) err
 	for _, d := range keep {
 		wanted[d] = true
 	}
-	err := s.App.change(ctx, func(l *locked, snap *Snapshot, raw []byte, seen sighting) error {
+	err := s.App.change(ctx, nil, func(l *locked, snap *Snapshot, raw []byte, seen sighting) error {
 		heir, err := heirs(ctx, snap, keep)
 		if err != nil {
 			return err
@@ -391,7 +481,7 @@ func (s *Staged) Keep(ctx context.Context, keep []digest.Digest, tag string) err
 	if err != nil {
 		return err
 	}
-	_, err = s.App.Collect(ctx, 0, false)
+	_, _, err = s.App.Collect(ctx, 0, false)
 	return err
 }
 

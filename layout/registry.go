@@ -27,6 +27,8 @@ var (
 	ErrExist = errors.New("exists")
 	// ErrBusy: another process is changing the app, or did so in between again and again.
 	ErrBusy = errors.New("busy")
+	// ErrMoved: a name leads to another directory than when it was looked up. Nothing of that one was read or changed.
+	ErrMoved = errors.New("moved")
 	// ErrName: a name that no app or tag may have.
 	ErrName = errors.New("not a usable name")
 )
@@ -101,7 +103,12 @@ func (r *Registry) Statfs() (syscall.Statfs_t, error) { return statfs(r.fd, r.pa
 // others.
 type Dir struct {
 	Attr
+	ID  ID
 	App bool
+}
+
+func errMovedAway(name string) error {
+	return kindf(ErrMoved, "%s: the directory that had this name is not there any more, and another one is", name)
 }
 
 // Dir tells what the directory name is ("." is the registry itself).
@@ -110,11 +117,53 @@ func (r *Registry) Dir(name string) (Dir, error) {
 	if name != "." && !appName(name) {
 		return Dir{}, kindf(ErrNotFound, "%s: not a name that an app can have", name)
 	}
-	if d, ok := r.knownDir(name); ok {
+	return r.dirAt(r.fd, name, name)
+}
+
+// DirIn is Dir for the directory name in another one, which dir has to lead to still (ErrMoved).
+func (r *Registry) DirIn(dir string, id ID, name string) (Dir, error) {
+	if dir == "." {
+		return r.Dir(name)
+	}
+	if !appName(name) {
+		return Dir{}, kindf(ErrNotFound, "%s: not a name that an app can have", path.Join(dir, name))
+	}
+	fd, err := r.openDir(dir, id, unix.O_PATH)
+	if err != nil {
+		return Dir{}, err
+	}
+	defer closeFD(fd)
+	return r.dirAt(fd, name, path.Join(dir, name))
+}
+
+// openDir opens the directory that name has to lead to still: ErrMoved if it leads to another one, ErrNotFound if to none. For the
+// registry itself id means nothing.
+func (r *Registry) openDir(name string, id ID, flags int) (int, error) {
+	fd, err := openBeneath(r.fd, name, flags|unix.O_DIRECTORY, 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) {
+		return -1, kindf(ErrNotFound, "%s: no such directory", name)
+	}
+	if err != nil || name == "." {
+		return fd, err
+	}
+	attr, err := fstat(fd, name)
+	if err == nil && r.keeper.id(attr) != id {
+		err = errMovedAway(name)
+	}
+	if err != nil {
+		closeFD(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// dirAt is Dir for the directory base below one that is open. name is its whole name.
+func (r *Registry) dirAt(dirfd int, base, name string) (Dir, error) {
+	if d, ok := r.knownDir(dirfd, base, name); ok {
 		return d, nil
 	}
 	at := time.Now().UnixNano()
-	fd, err := openDir(r.fd, name)
+	fd, err := openDir(dirfd, base)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) {
 		return Dir{}, kindf(ErrNotFound, "%s: no such app", name)
 	}
@@ -137,7 +186,45 @@ func (r *Registry) Dir(name string) (Dir, error) {
 		clear(r.dirs)
 	}
 	r.dirs[name] = seenDir{attr, r.keeper.ofDir(attr, at)}
-	return Dir{attr, name != "." && err == nil && mark.Mode.IsRegular()}, nil
+	return Dir{attr, r.keeper.id(attr), name != "." && err == nil && mark.Mode.IsRegular()}, nil
+}
+
+// Along gives the directories on the way to name, from the registry's own to that one, each as it was found in the one before: ErrMoved if
+// one is exchanged meanwhile.
+func (r *Registry) Along(name string) ([]Dir, error) {
+	at, err := r.Dir(".")
+	if err != nil {
+		return nil, err
+	}
+	list := []Dir{at}
+	dirfd, err := openBeneath(r.fd, ".", unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { closeFD(dirfd) }()
+	sofar := ""
+	for part := range strings.SplitSeq(name, "/") {
+		if !appName(part) {
+			return nil, kindf(ErrNotFound, "%s: not a name that an app can have", name)
+		}
+		sofar = path.Join(sofar, part)
+		if at, err = r.dirAt(dirfd, part, sofar); err != nil {
+			return nil, err
+		}
+		next, err := openBeneath(dirfd, part, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return nil, err
+		}
+		closeFD(dirfd)
+		dirfd = next
+		if attr, err := fstat(dirfd, name); err != nil {
+			return nil, err
+		} else if r.keeper.id(attr) != at.ID {
+			return nil, errMovedAway(name)
+		}
+		list = append(list, at)
+	}
+	return list, nil
 }
 
 // A seenDir is what a directory's status was, and when.
@@ -149,36 +236,36 @@ type seenDir struct {
 // maxDirs bounds what a Registry remembers of directories.
 const maxDirs = 1 << 14
 
-// knownDir is Dir for a directory whose status surely is what it was.
-func (r *Registry) knownDir(name string) (Dir, bool) {
+// knownDir is dirAt for a directory whose status surely is what it was.
+func (r *Registry) knownDir(dirfd int, base, name string) (Dir, bool) {
 	r.mu.Lock()
 	seen, ok := r.dirs[name]
 	r.mu.Unlock()
-	if !ok || seen.seen.racy() || !unmoved(r.fd, name, seen.Stamp) {
+	if !ok || seen.seen.racy() || !unmoved(dirfd, base, seen.Stamp) {
 		return Dir{}, false
 	}
 	if name == "." {
-		return Dir{seen.Attr, false}, true
+		return Dir{seen.Attr, r.keeper.id(seen.Attr), false}, true
 	}
-	mark, err := lstat(r.fd, name+"/oci-layout")
-	return Dir{seen.Attr, err == nil && mark.Mode.IsRegular()}, err == nil || err == unix.ENOENT
+	mark, err := lstat(dirfd, base+"/oci-layout")
+	return Dir{seen.Attr, r.keeper.id(seen.Attr), err == nil && mark.Mode.IsRegular()}, err == nil || err == unix.ENOENT
 }
 
-// Dirs lists the directories in the directory name ("." is the registry
-// itself) that are apps or namespaces, sorted. What the view of an app or of
-// the registry itself uses as a name is left out (see Hidden).
-func (r *Registry) Dirs(name string) ([]string, error) {
-	d, err := r.Dir(name)
+// Dirs lists the directories in the directory name ("." is the registry itself), which it has to lead to still (ErrMoved),
+// that are apps or namespaces, sorted. What the view of an app or of the registry itself uses as a name is left out (see Hidden).
+func (r *Registry) Dirs(name string, of Dir) ([]string, error) {
+	fd, err := r.openDir(name, of.ID, unix.O_PATH)
 	if err != nil {
 		return nil, err
 	}
-	list, err := readDir(r.fd, name)
+	defer closeFD(fd)
+	list, err := readDir(fd, ".")
 	if err != nil {
 		return nil, err
 	}
 	var names []string
 	for _, e := range list {
-		if e.mode.IsDir() && appName(e.name) && !Hidden(e.name, d.App, name == ".") {
+		if e.mode.IsDir() && appName(e.name) && !Hidden(e.name, of.App, name == ".") {
 			names = append(names, e.name)
 		}
 	}
@@ -207,16 +294,6 @@ func appName(name string) bool {
 		}
 	}
 	return true
-}
-
-// MayChange returns an error unless the calling thread may create files in the directory name ("." is the registry itself).
-func (r *Registry) MayChange(name string) error {
-	dirfd, err := openDir(r.fd, name)
-	if err != nil {
-		return err
-	}
-	defer closeFD(dirfd)
-	return mayCreate(dirfd, name)
 }
 
 // CheckName says why a new app cannot have that name (ErrName), or nil.
@@ -353,17 +430,18 @@ func (r *Registry) forget() {
 	for name, a := range r.apps {
 		if dirfd, err := a.open(); err == nil {
 			closeFD(dirfd)
-		} else if errors.Is(err, ErrNotFound) {
+		} else if errors.Is(err, ErrNotFound) || errors.Is(err, ErrMoved) {
 			delete(r.apps, name)
 		}
 	}
 	r.most = 2 * len(r.apps)
 }
 
-// App gives the app of that name; ErrNotFound if there is none.
+// App gives the app of that name; ErrNotFound if there is none. When the name leads to another directory than before, that is another App.
 func (r *Registry) App(name string) (*App, error) {
 	if a := r.known(name); a != nil {
-		if mark, err := lstat(r.fd, name+"/oci-layout"); err == nil && mark.Mode.IsRegular() && allDirs(r.fd, name) {
+		dir, err := lstat(r.fd, name)
+		if mark, markErr := lstat(r.fd, name+"/oci-layout"); err == nil && r.keeper.id(dir) == a.id && markErr == nil && mark.Mode.IsRegular() && allDirs(r.fd, name) {
 			return a, nil
 		}
 	}
@@ -380,10 +458,10 @@ func (r *Registry) App(name string) (*App, error) {
 		return nil, err
 	}
 	a := r.apps[name]
-	if a == nil {
+	if a == nil || a.id != d.ID {
 		r.forget()
 		a = newApp(name, r.fd, name)
-		a.recents, a.keeper, a.windows = &r.recents, r.keeper, r.windows
+		a.id, a.recents, a.keeper, a.windows = d.ID, &r.recents, r.keeper, r.windows
 		r.apps[name] = a
 	}
 	return a, nil

@@ -28,7 +28,7 @@ const keepFor = 50 * time.Millisecond
 func (s *staging) enter(registry int) (*work, string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.users == 0 && s.work != nil && !s.work.named() { // somebody cleaned up
+	if s.users == 0 && s.work != nil && !s.work.found() { // somebody cleaned up
 		s.end()
 	}
 	if s.work == nil {

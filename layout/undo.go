@@ -2,8 +2,7 @@ package layout
 
 import (
 	"context"
-
-	"github.com/opencontainers/go-digest"
+	"path"
 )
 
 // A change of an app brings blobs first, and then the index.json that names
@@ -16,13 +15,13 @@ func (l *locked) takeBack() {
 	if len(l.brought)+len(l.made) == 0 {
 		return
 	}
-	snap, _, seen, err := l.read()
+	snap, raw, seen, err := l.read()
 	if err != nil {
 		return
 	}
-	var used map[digest.Digest]bool
+	var r *reach
 	if !snap.Equal(l.first) {
-		if used, err = snap.used(context.Background()); err != nil {
+		if r, err = l.reach(context.Background(), snap, raw); err != nil {
 			return
 		}
 	}
@@ -30,11 +29,11 @@ func (l *locked) takeBack() {
 		if same, err := l.unchanged(snap, seen); err != nil || !same {
 			return
 		}
-		if !used[d] {
-			unlink(l.dirfd, BlobPath(d))
+		if dir, open := l.dirs[path.Dir(BlobPath(d))]; open && (r == nil || !r.uses(d)) {
+			unlink(dir, path.Base(BlobPath(d)))
 		}
 	}
 	for _, dir := range l.made {
-		rmdir(l.dirfd, dir) // unless it is used
+		rmdir(l.dirs[path.Dir(dir)], path.Base(dir)) // unless it is used
 	}
 }

@@ -3,12 +3,14 @@ package layout_test
 import (
 	"context"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"irfs/internal/irfstest"
 	"irfs/layout"
 )
 
@@ -43,21 +45,29 @@ func TestWorkDirectoriesInParallel(t *testing.T) {
 	}
 }
 
-// A work directory that somebody holds stays, as does one that nobody can say this of; all else in .irfs goes.
+// A work directory that somebody holds stays, and so does what irfs did not make: what has another name or mode, or is another user's.
 func TestSweepKeepsWhatMayBeAlive(t *testing.T) {
 	dir := writeApp(t, small())
 	app := appIn(t, dir)
 	work := dir + "/app/.irfs"
-	for _, name := range []string{"", "/alive", "/dead", "/dead/deep"} {
-		must(t, os.Mkdir(work+name, 0o755))
+	name := func(of string) string { return ".work-" + (strings.Repeat(of, 26))[:26] }
+	must(t, os.Mkdir(work, 0o755))
+	for _, name := range []string{name("alive"), name("dead"), name("dead") + "/deep", name("another"), name("open"), "app", "dead", ".work-dead", ".work-" + strings.Repeat("A", 26)} {
+		must(t, os.Mkdir(work+"/"+name, 0o700))
+		write(t, work+"/"+name+"/file", "x")
 	}
-	write(t, work+"/alive/file", "x")
-	write(t, work+"/dead/deep/file", "x")
+	must(t, os.Chmod(work+"/"+name("open"), 0o755))
 	write(t, work+"/file", "x")
-	must(t, os.Symlink("alive", work+"/link"))
-	must(t, os.Symlink(dir, work+"/out"))
-	must(t, unix.Mkfifo(work+"/fifo", 0o644))
-	held, err := os.Open(work + "/alive")
+	write(t, work+"/"+name("file"), "x")
+	must(t, os.Symlink(name("alive"), work+"/"+name("link")))
+	must(t, os.Symlink(dir, work+"/"+name("dead")+"/out"))
+	must(t, unix.Mkfifo(work+"/"+name("dead")+"/fifo", 0o644))
+	stay := []string{".work-dead", ".work-" + strings.Repeat("A", 26), "app", "dead", "file", name("alive"), name("file"), name("link"), name("open")}
+	if os.Getuid() == 0 {
+		must(t, os.Chown(work+"/"+name("another"), 64001, 64001))
+		stay = append(stay, name("another"))
+	}
+	held, err := os.Open(work + "/" + name("alive"))
 	must(t, err)
 	defer held.Close()
 	must(t, unix.Flock(int(held.Fd()), unix.LOCK_EX))
@@ -71,30 +81,47 @@ func TestSweepKeepsWhatMayBeAlive(t *testing.T) {
 	}
 	_, err = annotate(context.Background(), app, "x", "value")
 	must(t, err)
-	if names := strings.Join(left(), " "); names != "alive" {
-		t.Errorf("left: %s", names)
+	slices.Sort(stay)
+	if names := left(); !slices.Equal(names, stay) {
+		t.Errorf("left: %q; want %q", names, stay)
 	}
-	if _, err := os.Stat(work + "/alive/file"); err != nil {
+	if _, err := os.Stat(work + "/" + name("alive") + "/file"); err != nil {
 		t.Error(err)
 	}
 	held.Close()
 	_, err = annotate(context.Background(), app, "x", "another")
 	must(t, err)
-	noLeftOvers(t, dir)
+	stay = slices.DeleteFunc(stay, func(n string) bool { return n == name("alive") })
+	if names := left(); !slices.Equal(names, stay) {
+		t.Errorf("left: %q; want %q", names, stay)
+	}
+	must(t, os.RemoveAll(work))
 
 	t.Run("of another user", func(t *testing.T) {
-		must(t, os.Mkdir(work, 0o777))
-		must(t, os.Mkdir(work+"/private", 0o700))
-		for _, name := range []string{"", "/blobs", "/blobs/sha256", "/.irfs", "/index.json", "/oci-layout"} {
-			must(t, os.Chmod(dir+"/app"+name, 0o777))
+		if os.Getuid() != 0 {
+			irfstest.Skip(t, "only root can be another user")
 		}
-		as(t, 64001, 64001, func() {
-			if _, err := annotate(context.Background(), app, "x", "by another"); err != nil {
-				t.Error(err)
-			}
-		})
-		if names := strings.Join(left(), " "); names != "private" {
-			t.Errorf("left: %s", names)
+		must(t, os.Mkdir(work, 0o777))
+		must(t, os.Chown(work, 64001, 64001))
+		_, err := annotate(context.Background(), app, "x", "and another")
+		must(t, err)
+		if _, err := os.Stat(work); err != nil {
+			t.Error(err)
 		}
 	})
+}
+
+// What has the name .irfs and cannot be it stands in the way of an import, which says so, and stays.
+func TestWorkWhereItCannotBe(t *testing.T) {
+	for name, make := range map[string]func(work string) error{
+		"is no directory": func(work string) error { return os.WriteFile(work, nil, 0o600) },
+		"is an app":       func(work string) error { return small().WriteDir(work) },
+	} {
+		dir := t.TempDir()
+		must(t, make(dir+"/.irfs"))
+		before := tree(t, dir)
+		_, err := registry(t, dir).Stage(context.Background(), strings.NewReader(""), layout.Intake{Owner: me})
+		want(t, err, layout.ErrExist, ".irfs "+name+": irfs needs this name for its working files; rename what has it")
+		same(t, dir, before)
+	}
 }

@@ -130,9 +130,14 @@ func Few(list []string) []string {
 // image that is corrupt, or that does not bind its content, is refused
 // (layout.ErrCorrupt, and layout.ErrLimit if it is over one), and with it the whole.
 func (s *Signer) Sign(ctx context.Context, app *layout.App, pick func(*layout.Snapshot) ([]layout.Entry, error)) (*Outcome, error) {
+	return s.SignAs(ctx, app, nil, pick)
+}
+
+// SignAs is Sign for somebody who has these rights.
+func (s *Signer) SignAs(ctx context.Context, app *layout.App, rights layout.Rights, pick func(*layout.Snapshot) ([]layout.Entry, error)) (*Outcome, error) {
 	var picked []digest.Digest // in order
 	var leftOut, doubts []string
-	change, err := app.Annotate(ctx, func(snap *layout.Snapshot) ([]layout.Edit, error) {
+	change, err := app.AnnotateAs(ctx, rights, func(snap *layout.Snapshot) ([]layout.Edit, error) {
 		picked, leftOut, doubts = picked[:0], leftOut[:0], doubts[:0]
 		have, said := map[digest.Digest]bool{}, map[string]bool{}
 		entries, err := pick(snap)

@@ -169,8 +169,9 @@ func TestSignAgainCleansUp(t *testing.T) {
 	_, err := signRefs(signer, app, "x")
 	must(t, err)
 	signed := tree(t, dir)
-	must(t, os.MkdirAll(dir+"/.irfs/dead", 0o755))
-	must(t, os.WriteFile(dir+"/.irfs/dead/file", []byte("x"), 0o600))
+	dead := dir + "/.irfs/.work-" + strings.Repeat("d", 26)
+	must(t, os.MkdirAll(dead, 0o700))
+	must(t, os.WriteFile(dead+"/file", []byte("x"), 0o600))
 
 	start := time.Now()
 	outcome, err := signRefs(signer, app, "x")

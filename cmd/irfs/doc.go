@@ -16,7 +16,7 @@
 //	irfs status             [-r REGISTRY | MNT] [-c ROOT-CA.PUB]... [--full] [--json] [--only WORD,...] [--check]
 //	irfs ls                 -r REGISTRY [-c ROOT-CA.PUB]... [PATH]
 //	irfs cat                -r REGISTRY [-c ROOT-CA.PUB]... PATH...
-//	irfs gc                 -r REGISTRY [-a APP] [--grace 336h] [--dry-run]
+//	irfs gc                 -r REGISTRY [-a APP] [--grace 14d] [--dry-run]
 //	irfs demo | version | help | completion
 //
 // KEYS is either -s VENDOR.PUB.SIG -c ROOT-CA.PUB, the vendor's way, with the

@@ -6,14 +6,16 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
+	"strings"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
+	irfs "irfs/fs"
 	"irfs/sign"
 )
 
-// readSmall reads a key or signature file.
+// readSmall reads a key or signature file that was named, which may be a pipe.
 func readSmall(name string) ([]byte, error) {
 	f, err := os.Open(name)
 	if err != nil {
@@ -23,9 +25,36 @@ func readSmall(name string) ([]byte, error) {
 	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() && st.Mode()&os.ModeNamedPipe == 0 {
 		return nil, fmt.Errorf("%s: not a regular file", name)
 	}
+	return readLimited(f)
+}
+
+// readFound reads a key or signature file that nobody named, but that lies in a directory: whoever may write there may have put anything there. It
+// must be a regular file, or a link to one. Nothing else is opened, for that might wait for ever.
+func readFound(name string) ([]byte, error) {
+	st, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if st.Mode().IsRegular() {
+		var f *os.File
+		if f, err = os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0); err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		if st, err = f.Stat(); err != nil { // it may be another by now
+			return nil, err
+		}
+		if st.Mode().IsRegular() {
+			return readLimited(f)
+		}
+	}
+	return nil, &irfs.Hint{Err: fmt.Errorf("%s: not a regular file", name), Text: "take it out of that directory, or give the files one by one"}
+}
+
+func readLimited(f *os.File) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(f, sign.MaxKeyFile+1))
 	if err == nil && len(data) > sign.MaxKeyFile {
-		err = fmt.Errorf("%s: over the limit of %d bytes for a key or signature", name, sign.MaxKeyFile)
+		err = fmt.Errorf("%s: over the limit of %d bytes for a key or signature", f.Name(), sign.MaxKeyFile)
 	}
 	return data, err
 }
@@ -42,8 +71,8 @@ func readPrivate(name string) (*sign.PrivateKey, error) {
 	return key, nil
 }
 
-func readPublic(name string) (*sign.PublicKey, error) {
-	data, err := readSmall(name)
+func readPublic(name string, read func(string) ([]byte, error)) (*sign.PublicKey, error) {
+	data, err := read(name)
 	if err != nil {
 		return nil, err
 	}
@@ -58,19 +87,18 @@ func readPublic(name string) (*sign.PublicKey, error) {
 func readTrust(names []string) (*sign.Trust, error) {
 	var cas []*sign.PublicKey
 	for _, name := range names {
-		files := []string{name}
+		files, read := []string{name}, readSmall
 		if st, err := os.Stat(name); err == nil && st.IsDir() {
-			files, err = filepath.Glob(filepath.Join(escapeGlob(name), "*.pub"))
-			if err != nil {
+			if files, err = keysIn(name); err != nil {
 				return nil, err
 			}
 			if len(files) == 0 {
 				return nil, fmt.Errorf("%s: there is no *.pub in this directory", name)
 			}
-			slices.Sort(files)
+			read = readFound
 		}
 		for _, file := range files {
-			ca, err := readPublic(file)
+			ca, err := readPublic(file, read)
 			if err != nil {
 				return nil, err
 			}
@@ -80,15 +108,15 @@ func readTrust(names []string) (*sign.Trust, error) {
 	return sign.NewTrust(cas...), nil
 }
 
-func escapeGlob(name string) string {
-	var b []byte
-	for i := range len(name) {
-		if c := name[i]; c == '*' || c == '?' || c == '[' || c == '\\' {
-			b = append(b, '\\')
+// keysIn lists the *.pub in a directory, sorted.
+func keysIn(dir string) (files []string, err error) {
+	list, err := os.ReadDir(dir)
+	for _, e := range list {
+		if strings.HasSuffix(e.Name(), ".pub") {
+			files = append(files, filepath.Join(dir, e.Name()))
 		}
-		b = append(b, name[i])
 	}
-	return string(b)
+	return files, err
 }
 
 // signerFlags are the flags that say with which keys an image is signed.
@@ -139,7 +167,7 @@ func (s *signerFlags) signer() (*sign.Signer, error) {
 	}
 	signer, err := sign.NewSigner(vendor, certificate, trust)
 	if err != nil && !errors.Is(err, sign.ErrKey) {
-		return nil, trust.Explain(err, vendor.Public(), certificate, s.certificate, readSmall)
+		return nil, trust.Explain(err, vendor.Public(), certificate, s.certificate, readFound)
 	}
 	return signer, err
 }

@@ -52,7 +52,7 @@ func commands() []*command {
 		{"status", "[-r REGISTRY | MNT] [-c ROOT-CA.PUB]... [--full] [--json] [--only WORD,...] [--check]", "list every image and its status; with --check, fail unless all of it is verified", runStatus},
 		{"ls", "-r REGISTRY [-c ROOT-CA.PUB]... [PATH]", "list what a mount would show", runLs},
 		{"cat", "-r REGISTRY [-c ROOT-CA.PUB]... PATH...", "print what a mount would show", runCat},
-		{"gc", "-r REGISTRY [-a APP] [--grace 336h] [--dry-run]", "remove blobs that nothing refers to", runGC},
+		{"gc", "-r REGISTRY [-a APP] [--grace 14d] [--dry-run]", "remove blobs that nothing refers to", runGC},
 		{"demo", "", "walk through the main job with a sample registry", runDemo},
 		{"version", "", "print the version", runVersion},
 		{"help", "[COMMAND]", "print this text, or the flags of a command", runHelp},

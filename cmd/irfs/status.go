@@ -82,7 +82,7 @@ func runStatus(c *command, args []string) error {
 
 // ofMount takes the registry and the root CAs from a mount.
 func (t *treeFlags) ofMount(mnt string) error {
-	text, err := os.ReadFile(filepath.Join(mnt, ".irfs/version"))
+	text, err := readFound(filepath.Join(mnt, ".irfs/version"))
 	if err != nil {
 		return &irfs.Hint{Err: fmt.Errorf("%s: not a mount of irfs", mnt), Text: "for a registry give -r " + mnt}
 	}
@@ -97,8 +97,11 @@ func (t *treeFlags) ofMount(mnt string) error {
 	if t.registry == "" || t.directory == "" {
 		return fmt.Errorf("%s: its .irfs/version names no registry", mnt)
 	}
-	cas, err := filepath.Glob(filepath.Join(escapeGlob(mnt), ".irfs/ca/*.pub"))
-	t.cas = append(t.cas, cas...)
+	cas := filepath.Join(mnt, ".irfs/ca")
+	files, err := keysIn(cas)
+	if len(files) > 0 {
+		t.cas = append(t.cas, cas)
+	}
 	return err
 }
 

@@ -16,7 +16,7 @@ func runVerify(c *command, args []string) error {
 	if err := c.parse(flags, args, 0, 0, "key", "file", "signature"); err != nil {
 		return err
 	}
-	public, err := readPublic(*key)
+	public, err := readPublic(*key, readSmall)
 	if err != nil {
 		return err
 	}
