@@ -338,8 +338,11 @@ func (w *rewriting) put(d v1.Descriptor, like Attr, was, is []byte, limit int) e
 }
 
 // annotate puts the edits, which have to be of manifests that r reaches.
-func (w *rewriting) annotate(s *Snapshot, r *reached, edits []Edit) error {
+func (w *rewriting) annotate(ctx context.Context, s *Snapshot, r *reached, edits []Edit) error {
 	for _, e := range edits {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		n := s.node(r, e.Manifest.Digest)
 		if n == nil {
 			return kindf(ErrNotFound, "%s: index.json does not reach it", e.Manifest.Digest)
@@ -390,7 +393,7 @@ func (s *Snapshot) rewrite(ctx context.Context, raw []byte, edits []Edit) ([]new
 	}
 	defer closeFD(dirfd)
 	w := &rewriting{moves: map[digest.Digest]move{}}
-	if err := w.annotate(s, r, edits); err != nil {
+	if err := w.annotate(ctx, s, r, edits); err != nil {
 		return nil, nil, nil, nil, err
 	}
 	var touched []digest.Digest
@@ -450,7 +453,11 @@ func (r *reached) upward(from []digest.Digest) []digest.Digest {
 func (l *locked) publish(ctx context.Context, snap *Snapshot, seen sighting, blobs []newBlob, index []byte) error {
 	dirs := map[string]bool{}
 	for _, b := range blobs {
-		if err := l.putBlob(ctx, b); err != nil {
+		err := ctx.Err()
+		if err == nil {
+			err = l.putBlob(ctx, b)
+		}
+		if err != nil {
 			return err
 		}
 		dirs[path.Dir(BlobPath(b.Digest))] = true

@@ -231,8 +231,15 @@ func (s *Signer) edits(ctx context.Context, snap *layout.Snapshot, e layout.Entr
 		return nil, nil, err
 	}
 	inIndex := layout.IsIndex(e.MediaType)
+	var documents layout.Documents // which are all in memory in the end
 	for _, image := range images {
+		if err := ctx.Err(); err != nil {
+			return nil, nil, err
+		}
 		v, m, c, err := examine(snap, image)
+		if err == nil && !v.Missing {
+			err = documents.Add(image.Size, v.config.size)
+		}
 		switch {
 		case err != nil:
 			return nil, nil, err
@@ -251,7 +258,10 @@ func (s *Signer) edits(ctx context.Context, snap *layout.Snapshot, e layout.Entr
 			return nil, nil, err
 		}
 		chain := Chain{signature, s.vendor.Public().DER(), s.certificate}
-		edits = append(edits, edit{layout.Edit{Manifest: m, Set: chain.annotations()}, doubts(m, c)})
+		what := doubts(m, c)
+		text := *m
+		text.Doc = nil // it takes more memory than the bytes
+		edits = append(edits, edit{layout.Edit{Manifest: &text, Set: chain.annotations()}, what})
 	}
 	if len(edits) == 0 {
 		return nil, nil, &kindError{ErrImage, fmt.Sprintf("%s cannot be signed: it holds no image that counts", e.Digest)}
