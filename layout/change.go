@@ -195,6 +195,10 @@ func (a *App) AnnotateAs(ctx context.Context, rights Rights, plan func(*Snapshot
 		if err != nil {
 			return err
 		}
+		const many = 256
+		if len(blobs) > many {
+			defer heavy.begin()()
+		}
 		change = &Change{Moved: moved, Before: snap}
 		if len(moved) == 0 {
 			return l.settle(ctx, snap, edits)
