@@ -1,7 +1,9 @@
 package faults
 
 import (
+	"archive/tar"
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -150,15 +152,42 @@ func TestLayerIsGivenUp(t *testing.T) {
 		{"verify-image", "-r", registry, "-a", "app", "-d", "x", "-c", key("root-ca.pub"), "--full"},
 		{"status", "-r", registry, "-c", key("root-ca.pub"), "--full"},
 	} {
-		endsAt(t, syscall.SIGINT, command("irfs", args...))
+		endsAt(t, syscall.SIGINT, 500*time.Millisecond, command("irfs", args...))
 	}
 }
 
-// endsAt starts a command that would take very long, and sees that a signal ends it within a second.
-func endsAt(t *testing.T, signal syscall.Signal, cmd *exec.Cmd) {
+// An archive that unpacks for very long, while next to nothing of it is read, is given up within a second of the signal that ends its writer.
+func TestArchiveIsGivenUp(t *testing.T) {
+	house.Need(t, "fuse", "bzip2")
+	registry, dir := newDir(t, "registry"), newDir(t, "archive")
+	packed := func(data []byte) []byte {
+		cmd := exec.Command("bzip2", "-c")
+		cmd.Stdin = bytes.NewReader(data)
+		out, err := cmd.Output()
+		must(t, err)
+		return out
+	}
+	var head bytes.Buffer
+	must(t, tar.NewWriter(&head).WriteHeader(&tar.Header{Name: "x", Typeflag: tar.TypeReg, Size: 7 << 30, Mode: 0o644}))
+	text := append(packed(head.Bytes()), bytes.Repeat(packed(make([]byte, 8<<20)), 1000)...)
+	must(t, os.WriteFile(dir+"/x.tar", text, 0o644))
+	endsAt(t, syscall.SIGINT, 500*time.Millisecond, command("irfs", "import", "-r", registry, dir+"/x.tar"))
+	mnt := mount(t, registry)
+	endsAt(t, syscall.SIGKILL, 500*time.Millisecond, command("cp", dir+"/x.tar", mnt+"/import/"))
+	time.Sleep(time.Second)
+	pid := daemonOf(t, mnt)
+	before := cpuOf(t, pid)
+	time.Sleep(time.Second)
+	if d := cpuOf(t, pid) - before; d > 100*time.Millisecond {
+		t.Errorf("a second after its writer the mount computed for %v in a second", d)
+	}
+}
+
+// endsAt starts a command that would take very long, and sees that a signal some time later ends it within a second.
+func endsAt(t *testing.T, signal syscall.Signal, later time.Duration, cmd *exec.Cmd) {
 	t.Helper()
 	must(t, cmd.Start())
-	time.Sleep(500 * time.Millisecond)
+	time.Sleep(later)
 	must(t, cmd.Process.Signal(signal))
 	began := time.Now()
 	err := cmd.Wait()
@@ -383,5 +412,52 @@ func endsWithin(t *testing.T, most time.Duration, what string, cmd *exec.Cmd) {
 		}
 	case <-time.After(most):
 		t.Errorf("%s has not ended after %v", what, most)
+	}
+}
+
+// An index of very many images is signed in one step, in little memory, and what is said of it is short, wherever it is said.
+func TestSigningOfManyImages(t *testing.T) {
+	house.Need(t, "fuse")
+	images := 600
+	if full {
+		images = 10_000
+	}
+	registry := newDir(t, "registry")
+	l := sample.New()
+	var list []v1.Descriptor
+	layer := sample.Gzip("a", "b")
+	for i := range images {
+		platform := sample.Linux("amd64")
+		platform.Variant = fmt.Sprint(i)
+		list = append(list, l.Image(platform, layer))
+	}
+	for i := range images { // and as many that are no images
+		list = append(list, l.Artifact("text/plain", fmt.Sprint(i), nil))
+	}
+	l.Tag("x", l.Index(list...))
+	must(t, l.WriteDir(registry+"/app"))
+	args := append([]string{"sign-image", "-r", registry, "-a", "app", "-d", "x"}, signing()...)
+	endsAt(t, syscall.SIGINT, 200*time.Millisecond, command("irfs", args...))
+	mnt := mount(t, registry)
+	at := mnt + "/app/tags/x"
+	began := time.Now()
+	must(t, os.WriteFile(at+"/sign", []byte(strings.Join(signing(), " ")), 0))
+	took := time.Since(began)
+	log := run(t, "cat", mnt+"/.irfs/log")
+	said := run(t, "head", "-n", "1", at+"/sign")
+	for what, text := range map[string]string{"the log": log, "what sign says": said} {
+		if len(text) > 16<<10 || !strings.Contains(text, fmt.Sprintf("signed %d images: ", images)) || !strings.Contains(text, fmt.Sprintf("and %d more", images-20)) {
+			t.Errorf("%s has %d bytes: %.300s", what, len(text), text)
+		}
+	}
+	n := highWater(t, daemonOf(t, mnt))
+	t.Logf("%d images: %v, %d MiB", images, took, n>>20)
+	if n > maxMemory/2 {
+		t.Errorf("the mount had %d bytes of memory", n)
+	}
+	tags, err := whole(registry + "/app")
+	must(t, err)
+	if tags["x"] != strings.TrimSpace(run(t, "cat", at+"/digest")) {
+		t.Errorf("the tag names %s", tags["x"])
 	}
 }

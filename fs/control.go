@@ -304,9 +304,16 @@ func configsOf(ctx context.Context, snap *layout.Snapshot, e layout.Entry) ([]di
 		return nil, err
 	}
 	var configs []digest.Digest
+	var documents layout.Documents
 	for _, image := range images {
 		m, err := snap.Manifest(image)
-		if err != nil && !errors.Is(err, layout.ErrCorrupt) {
+		if err == nil {
+			err = documents.Add(image.Size, 0)
+		}
+		if err != nil && (!errors.Is(err, layout.ErrCorrupt) || m != nil) {
+			return nil, err
+		}
+		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 		if m != nil && m.Kind == layout.KindImage {

@@ -421,18 +421,9 @@ func (d *drops) publish(ctx context.Context, app string, staged *layout.Staged, 
 	for _, what := range staged.Dropped {
 		dropped = append(dropped, "dropped "+what)
 	}
-	parts := append(few(came), few(dropped)...)
+	parts := append(sign.Few(came), sign.Few(dropped)...)
 	if signed != nil {
 		parts = append(parts, signed.Text())
 	}
 	return imported, strings.Join(parts, "; "), nil
-}
-
-// few is a list that fits into a line of the log.
-func few(list []string) []string {
-	const most = 20
-	if len(list) <= most {
-		return list
-	}
-	return append(list[:most:most], fmt.Sprintf("and %d more", len(list)-most))
 }

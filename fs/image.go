@@ -468,8 +468,21 @@ func platformsOf(ctx context.Context, snap *layout.Snapshot, e layout.Entry) ([]
 	}
 	var list []platformImage
 	times := map[string]int{}
+	var documents layout.Documents
 	for _, image := range images {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		m, err := snap.Manifest(image)
+		if m != nil && layout.IsIndex(e.MediaType) {
+			config := int64(0)
+			if image.Platform == nil && m.Doc != nil { // its platform is in its config
+				config = m.Doc.Config.Size
+			}
+			if documents.Add(image.Size, config) != nil {
+				return nil, nil // it is corrupt
+			}
+		}
 		switch {
 		case errors.Is(err, layout.ErrMissing) && layout.IsIndex(e.MediaType), m != nil && m.Kind == layout.KindAttestation:
 			continue

@@ -94,6 +94,10 @@ func (t *Tree) Status(ctx context.Context, full bool) (*Overview, error) {
 		o.Rows = append(o.Rows, rows...)
 		o.Apps++
 	}
+	const few = 20
+	if more := len(failed) - few; more > 0 {
+		failed = append(failed[:few], fmt.Errorf("and %d more apps could not be read", more))
+	}
 	return o, errors.Join(failed...)
 }
 

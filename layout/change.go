@@ -195,6 +195,10 @@ func (a *App) AnnotateAs(ctx context.Context, rights Rights, plan func(*Snapshot
 		if err != nil {
 			return err
 		}
+		const many = 256
+		if len(blobs) > many {
+			defer heavy.begin()()
+		}
 		change = &Change{Moved: moved, Before: snap}
 		if len(moved) == 0 {
 			return l.settle(ctx, snap, edits)
@@ -338,8 +342,11 @@ func (w *rewriting) put(d v1.Descriptor, like Attr, was, is []byte, limit int) e
 }
 
 // annotate puts the edits, which have to be of manifests that r reaches.
-func (w *rewriting) annotate(s *Snapshot, r *reached, edits []Edit) error {
+func (w *rewriting) annotate(ctx context.Context, s *Snapshot, r *reached, edits []Edit) error {
 	for _, e := range edits {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		n := s.node(r, e.Manifest.Digest)
 		if n == nil {
 			return kindf(ErrNotFound, "%s: index.json does not reach it", e.Manifest.Digest)
@@ -390,7 +397,7 @@ func (s *Snapshot) rewrite(ctx context.Context, raw []byte, edits []Edit) ([]new
 	}
 	defer closeFD(dirfd)
 	w := &rewriting{moves: map[digest.Digest]move{}}
-	if err := w.annotate(s, r, edits); err != nil {
+	if err := w.annotate(ctx, s, r, edits); err != nil {
 		return nil, nil, nil, nil, err
 	}
 	var touched []digest.Digest
@@ -450,7 +457,11 @@ func (r *reached) upward(from []digest.Digest) []digest.Digest {
 func (l *locked) publish(ctx context.Context, snap *Snapshot, seen sighting, blobs []newBlob, index []byte) error {
 	dirs := map[string]bool{}
 	for _, b := range blobs {
-		if err := l.putBlob(ctx, b); err != nil {
+		err := ctx.Err()
+		if err == nil {
+			err = l.putBlob(ctx, b)
+		}
+		if err != nil {
 			return err
 		}
 		dirs[path.Dir(BlobPath(b.Digest))] = true
@@ -685,7 +696,7 @@ func (s *Snapshot) leftBehind(ctx context.Context, moved map[digest.Digest]diges
 		if _, ok := moved[e.Digest]; ok || !IsManifest(e.MediaType) || e.Size > MaxManifest || s.app.hasNoSubject(e.Digest) {
 			return
 		}
-		if tried++; tried > 4*maxReferrers || count >= maxReferrers {
+		if tried++; tried > 4*maxReferrers || count >= maxReferrers || ctx.Err() != nil {
 			return
 		}
 		if _, err := statBeneath(dirfd, BlobPath(e.Digest)); err != nil {
@@ -702,20 +713,24 @@ func (s *Snapshot) leftBehind(ctx context.Context, moved map[digest.Digest]diges
 			left = append(left, fmt.Sprintf("%s (its subject is %s)", e.Digest, m.Doc.Subject.Digest))
 		}
 	}
+	next := 0 // row that was not looked at yet
 	some := func(from, to int) {
-		for i := max(0, from); i < min(to, len(s.list)); i++ {
-			if !s.list[i].again {
-				refers(s.row(i))
+		for next = max(next, from); next < min(to, len(s.list)); next++ {
+			if !s.list[next].again {
+				refers(s.row(next))
 			}
 		}
 	}
 	if len(s.list) <= maxReferrers {
 		some(0, len(s.list))
 	} else {
+		var rows []int32
 		for old := range moved {
-			for _, i := range s.of(old) {
-				some(int(i)+1, int(i)+maxReferrers/2)
-			}
+			rows = append(rows, s.of(old)...)
+		}
+		slices.Sort(rows)
+		for _, i := range rows {
+			some(int(i)+1, int(i)+maxReferrers/2)
 		}
 		some(len(s.list)-maxReferrers/2, len(s.list))
 	}

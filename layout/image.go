@@ -263,6 +263,22 @@ func (s *Snapshot) head(dirfd int, d digest.Digest, seen *Seen) ([]byte, error) 
 	return head[:n], nil
 }
 
+// MaxDocuments is how many bytes the manifests and configs of the images of an index may have together, each counted as often as it is named: many
+// images may have one config, and one image may be named with many platforms.
+const MaxDocuments = 128 << 20
+
+// Documents are the manifests and configs of the images of an index, as far as they were looked at.
+type Documents struct{ bytes int64 }
+
+// Add counts the manifest of an image, and its config, by what their descriptors say. ErrLimit: they are over MaxDocuments.
+func (d *Documents) Add(manifest, config int64) error {
+	d.bytes += min(max(manifest, 0), MaxManifest) + min(max(config, 0), MaxConfig)
+	if d.bytes > MaxDocuments {
+		return limitf("the manifests and configs of the images of this index, each as often as it is named, are over the limit of %d bytes", MaxDocuments)
+	}
+	return nil
+}
+
 // isAttestation: all three signs have to be there, for any one of them alone
 // can be put on a real image to keep it from counting.
 func isAttestation(d v1.Descriptor, m *v1.Manifest) bool {

@@ -7,7 +7,7 @@ import (
 )
 
 // heavy is the work of this process that takes much memory for a while.
-var heavy rest
+var heavy = rest{after: restAfter}
 
 // Heavy notes that such work begins; the function that it returns has to be called once, when that has ended.
 func Heavy() (end func()) { return heavy.begin() }
@@ -15,6 +15,8 @@ func Heavy() (end func()) { return heavy.begin() }
 // A rest gives memory back to the system some time after the last work that took much of it: Go's runtime alone keeps what it
 // once had for as long as little is made anew.
 type rest struct {
+	after time.Duration
+
 	mu    sync.Mutex
 	going int
 	timer *time.Timer
@@ -34,7 +36,7 @@ func (r *rest) begin() (end func()) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if r.going--; r.going == 0 {
-			r.timer = time.AfterFunc(restAfter, debug.FreeOSMemory)
+			r.timer = time.AfterFunc(r.after, debug.FreeOSMemory)
 		}
 	})
 }

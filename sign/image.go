@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -85,26 +84,45 @@ func (o *Outcome) Moved(d digest.Digest) digest.Digest {
 	return d
 }
 
-// Text says what was done, as `signed OLD -> NEW`, for each image.
+// Text says what was done, as `signed OLD -> NEW` for each image. Of very many it says how many there are, and names the first.
 func (o *Outcome) Text() string {
-	var parts []string
+	var signed []string
 	for _, s := range o.Images {
-		part := fmt.Sprintf("signed %s -> %s", s.Old, s.New)
+		part := fmt.Sprintf("%s -> %s", s.Old, s.New)
 		if s.Old == s.New {
 			part += " (was signed just so)"
 		}
-		parts = append(parts, part)
+		signed = append(signed, part)
 	}
-	for _, out := range o.LeftOut {
-		parts = append(parts, "not signed: "+out)
+	var parts []string
+	if list := Few(signed); len(list) < len(signed) {
+		parts = append(parts, fmt.Sprintf("signed %d images: %s", len(signed), strings.Join(list, "; ")))
+	} else {
+		parts = prefixed("signed ", list)
 	}
-	for _, doubt := range o.Doubts {
-		parts = append(parts, "verify-full will say corrupt: "+doubt)
-	}
-	for _, left := range o.Change.LeftBehind {
-		parts = append(parts, "left behind: "+left)
-	}
+	parts = append(parts, prefixed("not signed: ", Few(o.LeftOut))...)
+	parts = append(parts, prefixed("verify-full will say corrupt: ", Few(o.Doubts))...)
+	parts = append(parts, prefixed("left behind: ", Few(o.Change.LeftBehind))...)
 	return strings.Join(parts, "; ")
+}
+
+func prefixed(prefix string, list []string) []string {
+	out := make([]string, len(list))
+	for i, s := range list {
+		out[i] = prefix + s
+	}
+	return out
+}
+
+// few is how many of a list are named where there is one line for all.
+const few = 20
+
+// Few is a list that fits into a line: the first of it, and how many more there are.
+func Few(list []string) []string {
+	if len(list) <= few {
+		return list
+	}
+	return append(list[:few:few], fmt.Sprintf("and %d more", len(list)-few))
 }
 
 // Sign signs, in one step, every image that counts in what pick chooses; pick
@@ -121,7 +139,7 @@ func (s *Signer) SignAs(ctx context.Context, app *layout.App, rights layout.Righ
 	var leftOut, doubts []string
 	change, err := app.AnnotateAs(ctx, rights, func(snap *layout.Snapshot) ([]layout.Edit, error) {
 		picked, leftOut, doubts = picked[:0], leftOut[:0], doubts[:0]
-		have := map[digest.Digest]bool{}
+		have, said := map[digest.Digest]bool{}, map[string]bool{}
 		entries, err := pick(snap)
 		if err != nil {
 			return nil, err
@@ -133,7 +151,8 @@ func (s *Signer) SignAs(ctx context.Context, app *layout.App, rights layout.Righ
 				return nil, err
 			}
 			for _, o := range out {
-				if !slices.Contains(leftOut, o) {
+				if !said[o] {
+					said[o] = true
 					leftOut = append(leftOut, o)
 				}
 			}
@@ -191,10 +210,13 @@ type edit struct {
 	doubts []string
 }
 
-// doubts names the layers of which nobody can say what they unpack to.
+// doubts names the layers of which nobody can say what they unpack to; of very many, the first.
 func doubts(m *layout.Manifest, c *layout.Config) (list []string) {
 	for i, l := range m.Doc.Layers {
 		if problem := layout.LayerProblem(l, c.Doc.RootFS.DiffIDs[i]); problem != "" {
+			if len(list) == few {
+				return append(list, fmt.Sprintf("other layers of %s", m.Digest))
+			}
 			list = append(list, fmt.Sprintf("layer %d of %s: %s", i+1, m.Digest, problem))
 		}
 	}
@@ -209,8 +231,15 @@ func (s *Signer) edits(ctx context.Context, snap *layout.Snapshot, e layout.Entr
 		return nil, nil, err
 	}
 	inIndex := layout.IsIndex(e.MediaType)
+	var documents layout.Documents // which are all in memory in the end
 	for _, image := range images {
+		if err := ctx.Err(); err != nil {
+			return nil, nil, err
+		}
 		v, m, c, err := examine(snap, image)
+		if err == nil && !v.Missing {
+			err = documents.Add(image.Size, v.config.size)
+		}
 		switch {
 		case err != nil:
 			return nil, nil, err
@@ -229,7 +258,10 @@ func (s *Signer) edits(ctx context.Context, snap *layout.Snapshot, e layout.Entr
 			return nil, nil, err
 		}
 		chain := Chain{signature, s.vendor.Public().DER(), s.certificate}
-		edits = append(edits, edit{layout.Edit{Manifest: m, Set: chain.annotations()}, doubts(m, c)})
+		what := doubts(m, c)
+		text := *m
+		text.Doc = nil // it takes more memory than the bytes
+		edits = append(edits, edit{layout.Edit{Manifest: &text, Set: chain.annotations()}, what})
 	}
 	if len(edits) == 0 {
 		return nil, nil, &kindError{ErrImage, fmt.Sprintf("%s cannot be signed: it holds no image that counts", e.Digest)}

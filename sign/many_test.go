@@ -3,6 +3,7 @@ package sign_test
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"irfs/layout"
 	"irfs/layout/sample"
 	"irfs/sign"
 )
@@ -156,6 +158,51 @@ func TestLayersAreCheckedOnce(t *testing.T) {
 		if n := opened(t, filepath.Join(dir, sample.Path(row.blob.Digest)), row.do); n > row.most {
 			t.Errorf("%s: the layer was opened %d times", row.what, n)
 		}
+	}
+}
+
+// What the images of an index have for manifests and configs is bounded together, however few there are and however often they are named.
+func TestDocumentsOfAnIndexAreLimited(t *testing.T) {
+	const size = 4 << 20
+	for _, row := range []struct {
+		name  string
+		image func(l *sample.Layout, n int) v1.Descriptor
+	}{
+		{"one image, named often", func(l *sample.Layout, n int) v1.Descriptor {
+			config := v1.Image{Author: strings.Repeat("x", size), RootFS: v1.RootFS{Type: "layers"}}
+			return l.Manifest(v1.Manifest{Config: l.Document(v1.MediaTypeImageConfig, config), Layers: []v1.Descriptor{}})
+		}},
+		{"two configs of many images", func(l *sample.Layout, n int) v1.Descriptor {
+			config := v1.Image{Author: strings.Repeat(fmt.Sprint(n%2), size), RootFS: v1.RootFS{Type: "layers"}}
+			return l.Manifest(v1.Manifest{Config: l.Document(v1.MediaTypeImageConfig, config), Layers: []v1.Descriptor{}, Annotations: map[string]string{"n": fmt.Sprint(n)}})
+		}},
+		{"artifacts", func(l *sample.Layout, n int) v1.Descriptor {
+			return l.Manifest(v1.Manifest{Config: l.Blob("text/plain", []byte(strings.Repeat("x", size))), Layers: []v1.Descriptor{}})
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			l := sample.New()
+			var few, many []v1.Descriptor
+			for n := range layout.MaxDocuments/size + 1 {
+				d := row.image(l, n)
+				d.Platform = &v1.Platform{OS: "linux", Architecture: "amd64", Variant: fmt.Sprint(n)}
+				if n < 3 {
+					few = append(few, d)
+				}
+				many = append(many, d)
+			}
+			l.Tag("few", l.Index(few...))
+			l.Tag("many", l.Index(many...))
+			app, _ := appOf(t, l)
+			verifier := sign.NewVerifier(trust(ca))
+			if v := verify(t, verifier, app, "few", false); v.Status != sign.Unsigned {
+				t.Errorf("few: %s", v.Text())
+			}
+			wantWord(t, verify(t, verifier, app, "many", false), sign.Corrupt, "are over the limit of 134217728 bytes")
+			if _, err := signRefs(signerOf(t, vendor, ca), app, "many"); !errors.Is(err, layout.ErrLimit) {
+				t.Errorf("signing: %v", err)
+			}
+		})
 	}
 }
 

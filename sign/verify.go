@@ -411,12 +411,13 @@ func examine(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.Manifest,
 		err := v.examineArtifact(snap, m)
 		return v, m, nil, err
 	}
+	v.config = blob{m.Doc.Config.Digest, m.Doc.Config.Size}
 	c, err := snap.Config(m, &v.seen)
 	if err == nil {
 		if e.Platform == nil {
 			v.Platform = layout.PlatformString(c.Doc.Platform)
 		}
-		v.passed, v.config = v.passed|passedConfig, blob{m.Doc.Config.Digest, m.Doc.Config.Size}
+		v.passed |= passedConfig
 		err = layout.CheckRootFS(m, c)
 	}
 	if errors.Is(err, layout.ErrCorrupt) {
@@ -435,6 +436,7 @@ func examine(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.Manifest,
 func (v *Verdict) examineArtifact(snap *layout.Snapshot, m *layout.Manifest) error {
 	what := fmt.Sprintf("of media type %q", m.MediaType)
 	if m.Doc != nil {
+		v.config = blob{m.Doc.Config.Digest, m.Doc.Config.Size}
 		err := snap.CheckConfig(m, &v.seen)
 		if errors.Is(err, layout.ErrCorrupt) {
 			v.fault = err
@@ -444,7 +446,7 @@ func (v *Verdict) examineArtifact(snap *layout.Snapshot, m *layout.Manifest) err
 		if err != nil {
 			return err
 		}
-		v.passed, v.config, v.layers = v.passed|passedConfig, blob{m.Doc.Config.Digest, m.Doc.Config.Size}, int32(len(m.Doc.Layers))
+		v.passed, v.layers = v.passed|passedConfig, int32(len(m.Doc.Layers))
 		types := []string{}
 		for _, l := range m.Doc.Layers {
 			types = append(types, l.MediaType)
@@ -538,6 +540,7 @@ func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snap
 	}
 	verdict.found("index: %s, %d bytes, as its descriptor says", e.Digest, e.Size)
 	var worst *Verdict
+	var documents layout.Documents
 	unchecked := false
 	for _, image := range images {
 		one := &Verdict{}
@@ -545,6 +548,14 @@ func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snap
 			one.decide(Corrupt, "index", image.Err.Error())
 		} else if one, err = v.image(ctx, app, snap, image, full, asked); err != nil {
 			return nil, err
+		}
+		if one.Missing {
+			// It was not read.
+		} else if err := documents.Add(image.Size, one.config.size); err != nil {
+			tooMuch := &Verdict{Kind: layout.KindIndex, Layers: LayersUnchecked}
+			tooMuch.decide(Corrupt, "index", err.Error())
+			tooMuch.found("%s", tooMuch.Reason)
+			return tooMuch, nil
 		}
 		verdict.Mtime = max(verdict.Mtime, one.Mtime)
 		verdict.found("%s: %s: %s", name(image, one), one.Status, one.Reason)

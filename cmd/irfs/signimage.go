@@ -50,6 +50,9 @@ func warnOf(outcome *sign.Outcome) {
 	for _, out := range outcome.LeftOut {
 		warn("not signed: %s", irfs.Field(out))
 	}
+	for _, doubt := range outcome.Doubts {
+		warn("verify-full will say corrupt: %s", irfs.Field(doubt))
+	}
 	for _, left := range outcome.Change.LeftBehind {
 		warn("left behind: %s", irfs.Field(left))
 	}
