@@ -5,7 +5,7 @@
 //	MNT/
 //	  .irfs/                     the mount itself (opens by name, is not listed)
 //	    version                  lines `key value`: version, registry, directory, pid, passthrough, readonly, remembers
-//	    log                      the last 256 operations: time, uid, operation, path, outcome
+//	    log                      the last 256 operations of each user: time, uid, operation, path, outcome
 //	    ca/<fingerprint>.pub     the root CAs that are trusted
 //	  import/                    an archive that is written here becomes an app; import/library/x.tar the app library/x
 //	    .done/<app>.txt          a line for each image that came: app, tag, digest (not listed)

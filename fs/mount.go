@@ -108,7 +108,7 @@ func (t *Tree) Mount(dir string, o Options) (*Mount, error) {
 	}
 	t.version = func() []byte {
 		return fmt.Appendf(nil, "version %s\nregistry %s\ndirectory %s\npid %d\npassthrough %s\nreadonly %s\nremembers %s\n",
-			o.Version, t.Registry.Path(), t.Registry.ID(), os.Getpid(), yes(m.passthrough.Load()), yes(o.ReadOnly), t.remembers())
+			o.Version, Field(t.Registry.Path()), t.Registry.ID(), os.Getpid(), yes(m.passthrough.Load()), yes(o.ReadOnly), t.remembers())
 	}
 	go server.Serve() // until the unmount, which Wait waits for
 	if err := server.WaitMount(); err != nil {
@@ -280,7 +280,7 @@ func mountAt(dir string) (mountLine, error) {
 	var found *mountLine
 	for line := range strings.Lines(string(text)) {
 		before, after, _ := strings.Cut(line, " - ")
-		f, g := strings.Fields(before), strings.Fields(after)
+		f, g := strings.Split(before, " "), strings.Split(after, " ") // a name may have other white space in it
 		if len(f) < 5 || len(g) < 2 || unescapeMount(f[4]) != dir {
 			continue
 		}

@@ -2,13 +2,14 @@ package fs
 
 import (
 	"fmt"
+	"net/url"
 	"strings"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/opencontainers/go-digest"
 
 	"irfs/layout"
+	"irfs/sign"
 )
 
 // tagName is a tag as a file name: `/`, `%`, control bytes, and the names `.`
@@ -61,18 +62,24 @@ func digestOf(name string) (digest.Digest, bool) {
 	return d, err == nil
 }
 
-// Field is a name as one field of a line: control characters, and `%`, are
-// percent-encoded, so that no tag or app can look like more fields or lines.
+// Field is a name as one field of a line: what [Line] encodes, and `%`, is percent-encoded, so that no tag or app can look like more
+// fields or lines, and [NameOf] gives the name again.
 func Field(name string) string { return escape(name, true) }
 
+// NameOf gives the name of which field is the [Field].
+func NameOf(field string) (string, error) { return url.PathUnescape(field) }
+
+// Line is text that holds names, as one line: control characters, whatever else ends a line or turns its direction, and what is no UTF-8, are percent-encoded.
+func Line(text string) string { return escape(text, false) }
+
 func escape(text string, percent bool) string {
-	if !strings.ContainsFunc(text, func(c rune) bool { return unicode.IsControl(c) || c == '%' && percent || c == utf8.RuneError }) {
+	if !strings.ContainsFunc(text, func(c rune) bool { return sign.EndsLine(c) || c == '%' && percent || c == utf8.RuneError }) {
 		return text
 	}
 	var b strings.Builder
 	for i, c := range text {
 		_, n := utf8.DecodeRuneInString(text[i:])
-		if unicode.IsControl(c) || c == '%' && percent || c == utf8.RuneError && n == 1 {
+		if sign.EndsLine(c) || c == '%' && percent || c == utf8.RuneError && n == 1 {
 			for _, x := range []byte(text[i : i+n]) {
 				fmt.Fprintf(&b, "%%%02X", x)
 			}

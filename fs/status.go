@@ -2,7 +2,6 @@ package fs
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -18,13 +17,7 @@ type Row struct {
 }
 
 // JSON gives the row as one line: ref, and what status.json has, or status-full.json.
-func (r Row) JSON() []byte {
-	text, err := json.Marshal(r)
-	if err != nil {
-		panic(err) // there is nothing in it but strings
-	}
-	return append(text, '\n')
-}
+func (r Row) JSON() []byte { return sign.JSONLine(r) }
 
 // An Overview is what there is in a registry.
 type Overview struct {

@@ -437,7 +437,10 @@ func (d *appMetaDir) lookup(ctx context.Context, name string) (*Item, error) {
 	}
 	text := "ok (layers not read)\n"
 	if len(wrong) > 0 {
-		text = strings.Join(wrong, "\n") + "\n"
+		text = ""
+		for _, sentence := range wrong {
+			text += Line(sentence) + "\n"
+		}
 	}
 	return fileOf([]byte(text), snap.Attr, snap.Attr.Mtime), nil
 }

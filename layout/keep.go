@@ -393,8 +393,8 @@ func readOnly(fd int) bool {
 		return false
 	}
 	for line := range strings.Lines(string(mounts)) {
-		f := strings.Fields(line)
-		if len(f) > 0 && f[0] == fmt.Sprint(at.Mnt_id) {
+		f := strings.Split(strings.TrimSuffix(line, "\n"), " ") // a name may have other white space in it
+		if f[0] == fmt.Sprint(at.Mnt_id) {
 			return slices.Contains(strings.Split(f[len(f)-1], ","), "ro") // options of the super block (proc_pid_mountinfo(5))
 		}
 	}

@@ -1,9 +1,13 @@
 package sign
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
+	"fmt"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"irfs/layout"
 )
@@ -51,10 +55,30 @@ func (v *Verdict) Report(app *layout.App, snap *layout.Snapshot, e layout.Entry)
 }
 
 // JSON gives the report as one line, as status.json and status-full.json show it.
-func (r Report) JSON() []byte {
-	text, err := json.Marshal(r)
+func (r Report) JSON() []byte { return JSONLine(r) }
+
+// JSONLine gives v, in which there is nothing but strings, as one line of JSON. What ends a line for some programs, or turns its
+// direction, is escaped, which encoding/json does for some of it only.
+func JSONLine(v any) []byte {
+	text, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // there is nothing in it but strings
+		panic(err)
+	}
+	if bytes.ContainsFunc(text, EndsLine) {
+		var b []byte
+		for _, c := range string(text) {
+			if EndsLine(c) {
+				b = fmt.Appendf(b, `\u%04x`, c)
+			} else {
+				b = utf8.AppendRune(b, c)
+			}
+		}
+		text = b
 	}
 	return append(text, '\n')
+}
+
+// EndsLine reports whether a character could make a part of a line look like another line, or elsewhere than it is.
+func EndsLine(c rune) bool {
+	return unicode.IsControl(c) || unicode.In(c, unicode.Zl, unicode.Zp, unicode.Bidi_Control)
 }

@@ -127,7 +127,7 @@ func (v *Verdict) share() {
 // oneLine keeps what an image says of itself from looking like more lines.
 func oneLine(text string) string {
 	return strings.Map(func(c rune) rune {
-		if unicode.IsControl(c) {
+		if EndsLine(c) {
 			return unicode.ReplacementChar
 		}
 		return c
@@ -562,7 +562,7 @@ func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snap
 		if one.counts() && (worst == nil || one.Status.Worse(worst.Status)) {
 			worst = one
 			verdict.Status, verdict.Vendor, verdict.CA = one.Status, one.Vendor, one.CA
-			verdict.Reason = name(image, one) + ": " + one.Reason
+			verdict.Reason = oneLine(name(image, one) + ": " + one.Reason)
 		}
 		switch {
 		case one.Layers == LayersCorrupt:

@@ -3,12 +3,12 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 	"regexp"
 	"strconv"
 	"strings"
 	"time"
 
+	irfs "irfs/fs"
 	"irfs/layout"
 )
 
@@ -37,7 +37,7 @@ func runGC(c *command, args []string) error {
 	var failed []error
 	for _, found := range apps {
 		if !found.App {
-			warn("%s is passed over: %s", found.Name, found.Why)
+			warn("%s is passed over: %s", irfs.Field(found.Name), found.Why)
 			continue
 		}
 		app, err := reg.App(found.Name)
@@ -46,7 +46,7 @@ func runGC(c *command, args []string) error {
 			var kept []layout.Kept
 			removed, kept, err = app.Collect(ctx, grace.time, *dryRun)
 			for _, r := range removed {
-				fmt.Printf("%s\t%s\t%d\n", found.Name, r.Digest, r.Size)
+				fmt.Printf("%s\t%s\t%d\n", irfs.Field(found.Name), r.Digest, r.Size)
 			}
 			tellKept(found.Name, kept, grace.text)
 		}
@@ -72,10 +72,10 @@ func tellKept(app string, kept []layout.Kept, grace string) {
 			bytes += k.Size
 			continue
 		}
-		fmt.Fprintf(os.Stderr, "irfs: kept %s %s (%d bytes): %s\n", app, k.Digest, k.Size, why)
+		say("kept %s %s (%d bytes): %s", irfs.Field(app), k.Digest, k.Size, why)
 	}
 	if more > 0 {
-		fmt.Fprintf(os.Stderr, "irfs: kept %s: %d more (%d bytes)\n", app, more, bytes)
+		say("kept %s: %d more (%d bytes)", irfs.Field(app), more, bytes)
 	}
 }
 

@@ -122,7 +122,7 @@ func (a *archiveFlags) publish(ctx context.Context, staged *layout.Staged) error
 		return err
 	}
 	for _, what := range staged.Dropped {
-		fmt.Fprintf(os.Stderr, "irfs: dropped %s\n", irfs.Field(what))
+		say("dropped %s", what)
 	}
 	var lines []byte
 	for _, i := range list {

@@ -53,7 +53,7 @@ func runLs(c *command, args []string) error {
 		return err
 	}
 	for _, n := range names {
-		if _, err := fmt.Println(n.Name); err != nil {
+		if _, err := fmt.Println(irfs.Line(n.Name)); err != nil {
 			return err
 		}
 	}

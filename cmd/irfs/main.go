@@ -18,6 +18,8 @@ import (
 //
 //   - Results go to standard output, everything else to standard error, with the
 //     program's name before it, in lower case, without a full stop.
+//   - Names of apps, tags and files may hold any bytes. Each message is one line (say), and
+//     a name is one field of a line (irfs.Field).
 //   - An error says what was wrong with what. What there is to do about it
 //     goes on a line of its own, as a hint.
 //   - Exit codes are those of the table below, and no others.
@@ -50,7 +52,7 @@ func commands() []*command {
 		{"extract-sign-image", "-r REGISTRY -f FILE|- [-a APP] [-d REFERENCE] [--on-exist add|merge|fail] [--keep-all] [--compress] -v VENDOR.PRV (-s VENDOR.PUB.SIG -c ROOT-CA.PUB | -x ROOT-CA.PRV)", "take an image archive in, signed", runExtractSignImage},
 		{"verify-image", "-r REGISTRY -a APP -d REFERENCE -c ROOT-CA.PUB [--full] [--json]", "check an image's chain of trust", runVerifyImage},
 		{"status", "[-r REGISTRY | MNT] [-c ROOT-CA.PUB]... [--full] [--json] [--only WORD,...] [--check]", "list every image and its status; with --check, fail unless all of it is verified", runStatus},
-		{"ls", "-r REGISTRY [-c ROOT-CA.PUB]... [PATH]", "list what a mount would show", runLs},
+		{"ls", "-r REGISTRY [-c ROOT-CA.PUB]... [PATH]", "list what a mount would show, a name on each line (control characters in it as %0A)", runLs},
 		{"cat", "-r REGISTRY [-c ROOT-CA.PUB]... PATH...", "print what a mount would show", runCat},
 		{"gc", "-r REGISTRY [-a APP] [--grace 14d] [--dry-run]", "remove blobs that nothing refers to", runGC},
 		{"demo", "", "walk through the main job with a sample registry", runDemo},
@@ -128,9 +130,11 @@ func exitCode(err error) int {
 	case errors.As(err, &code):
 		return int(code)
 	}
-	fmt.Fprintf(os.Stderr, "irfs: %v\n", err)
+	for _, one := range apart(err) {
+		say("%v", one)
+	}
 	if errors.As(err, &hint) {
-		fmt.Fprintf(os.Stderr, "irfs: hint: %s\n", hint.Text)
+		say("hint: %s", hint.Text)
 	}
 	switch {
 	case errors.As(err, &usage):
@@ -144,9 +148,27 @@ func exitCode(err error) int {
 	return exitFailed
 }
 
-func warn(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, "irfs: warning: "+format+"\n", args...)
+// apart gives the errors that were joined by [errors.Join], each by itself.
+func apart(err error) (list []error) {
+	if err == nil {
+		return nil
+	}
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok || fmt.Sprint(errors.Join(joined.Unwrap()...)) != err.Error() {
+		return []error{err}
+	}
+	for _, one := range joined.Unwrap() {
+		list = append(list, apart(one)...)
+	}
+	return list
 }
+
+// say prints a message to standard error, as one line whatever names there are in it.
+func say(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "irfs: %s\n", irfs.Line(fmt.Sprintf(format, args...)))
+}
+
+func warn(format string, args ...any) { say("warning: "+format, args...) }
 
 // parse parses the flags of a command. positional is how many words it takes
 // besides, at least and at most; required names flags that must be given.

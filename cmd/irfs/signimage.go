@@ -7,7 +7,6 @@ import (
 
 	"github.com/spf13/pflag"
 
-	irfs "irfs/fs"
 	"irfs/layout"
 	"irfs/sign"
 )
@@ -48,13 +47,13 @@ func runSignImage(c *command, args []string) error {
 // warnOf tells what a signing left as it was.
 func warnOf(outcome *sign.Outcome) {
 	for _, out := range outcome.LeftOut {
-		warn("not signed: %s", irfs.Field(out))
+		warn("not signed: %s", out)
 	}
 	for _, doubt := range outcome.Doubts {
 		warn("verify-full will say corrupt: %s", irfs.Field(doubt))
 	}
 	for _, left := range outcome.Change.LeftBehind {
-		warn("left behind: %s", irfs.Field(left))
+		warn("left behind: %s", left)
 	}
 }
 

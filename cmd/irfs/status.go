@@ -55,7 +55,7 @@ func runStatus(c *command, args []string) error {
 		return err
 	}
 	for _, f := range o.Hidden {
-		warn("%s is not shown: %s", irfs.Field(f.Name), irfs.Field(f.Why))
+		warn("%s is not shown: %s", irfs.Field(f.Name), f.Why)
 	}
 	rows := o.Rows
 	if len(*only) > 0 {
@@ -66,8 +66,8 @@ func runStatus(c *command, args []string) error {
 	}
 	switch worst := o.Worst(); {
 	case *check && worst != sign.Verified:
-		if err != nil {
-			warn("%v", err)
+		for _, one := range apart(err) {
+			warn("%v", one)
 		}
 		return exit(exitCodes[worst])
 	case err != nil:
@@ -88,7 +88,9 @@ func (t *treeFlags) ofMount(mnt string) error {
 	}
 	for line := range strings.Lines(string(text)) {
 		if registry, ok := strings.CutPrefix(line, "registry "); ok {
-			t.registry = strings.TrimSuffix(registry, "\n")
+			if t.registry, err = irfs.NameOf(strings.TrimSuffix(registry, "\n")); err != nil {
+				return fmt.Errorf("%s: its .irfs/version: %w", mnt, err)
+			}
 		}
 		if directory, ok := strings.CutPrefix(line, "directory "); ok {
 			t.directory = strings.TrimSuffix(directory, "\n")
