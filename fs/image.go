@@ -139,7 +139,7 @@ func (d *imageDir) list(ctx context.Context) (list []Name, err error) {
 }
 
 func (d *imageDir) names(ctx context.Context, image *image) ([]Name, error) {
-	manifest, err := image.manifest()
+	manifest, err := image.manifest(ctx)
 	if err != nil && !errors.Is(err, errAbsent) {
 		return nil, err
 	}
@@ -241,8 +241,8 @@ var imageFiles = []imageFile{
 		_, err := manifestJSON(context.Background(), i)
 		return err == nil
 	}, manifestJSON},
-	{"config.json", hasConfig, func(_ context.Context, i *image) (*Item, error) {
-		m, err := i.manifest()
+	{"config.json", hasConfig, func(ctx context.Context, i *image) (*Item, error) {
+		m, err := i.manifest(ctx)
 		if err != nil || m.Doc == nil {
 			return nil, orAbsent(err)
 		}
@@ -273,8 +273,8 @@ func chainFile(name, annotation string, part func(sign.Chain) []byte) imageFile 
 		chain, _, _ := sign.ReadChain(m.Doc.Annotations)
 		return part(chain) != nil
 	}
-	return imageFile{name, listed, func(_ context.Context, i *image) (*Item, error) {
-		m, err := i.manifest()
+	return imageFile{name, listed, func(ctx context.Context, i *image) (*Item, error) {
+		m, err := i.manifest(ctx)
 		if err != nil || !listed(i, m) {
 			return nil, orAbsent(err)
 		}
@@ -289,14 +289,21 @@ func chainFile(name, annotation string, part func(sign.Chain) []byte) imageFile 
 	}}
 }
 
-// manifest reads the image's manifest; errAbsent if there is none to be read.
-func (i *image) manifest() (*layout.Manifest, error) {
-	m, err := i.snap.Manifest(i.entry)
+// manifest reads the image's manifest; errAbsent if there is none to be read. That of an index, which may be large, is without its bytes.
+func (i *image) manifest(ctx context.Context) (m *layout.Manifest, err error) {
+	if layout.IsIndex(i.entry.MediaType) {
+		m, err = &layout.Manifest{Descriptor: i.entry.Descriptor, Kind: layout.KindIndex}, i.snap.CheckIndex(ctx, i.entry)
+	} else {
+		m, err = i.snap.Manifest(i.entry)
+	}
 	if errors.Is(err, layout.ErrCorrupt) {
 		i.doubt = true
-		return nil, errAbsent
+		err = errAbsent
 	}
-	return m, err
+	if err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 // orAbsent is err, or errAbsent where there was none.

@@ -11,7 +11,7 @@ import (
 	"irfs/sign"
 )
 
-// A Row is one image of a registry, an index in which nothing counts, or an app whose index.json cannot be used.
+// A Row is one image of a registry, an index in which nothing counts, or an app of which every word is `corrupt` for one reason.
 type Row struct {
 	Ref string `json:"ref"` // a tag that leads to it, "" for none
 	sign.Report
@@ -102,8 +102,10 @@ func (t *Tree) appStatus(ctx context.Context, name string, full bool) ([]Row, er
 	if err != nil {
 		return nil, err
 	}
-	if snap.Err != nil {
-		return []Row{{"", sign.BrokenApp(name, snap)}}, nil
+	if fault, err := snap.Fault(ctx); err != nil {
+		return nil, err
+	} else if fault != nil {
+		return []Row{{"", sign.BrokenApp(name, fault)}}, nil
 	}
 	var rows []Row
 	add := func(ref string, e layout.Entry) error {

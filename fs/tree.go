@@ -402,8 +402,10 @@ func (t *Tree) Check(ctx context.Context, app *layout.App, snap *layout.Snapshot
 	} else if err != nil {
 		return nil, err
 	}
-	if snap.Err != nil {
-		return append(wrong, snap.Err.Error()), nil
+	if fault, err := snap.Fault(ctx); err != nil {
+		return nil, err
+	} else if fault != nil {
+		return append(wrong, fault.Error()), nil
 	}
 	for _, tag := range snap.Tags() {
 		if e, err := snap.Tag(ctx, tag); err == nil && e.Digest == "" {
@@ -416,9 +418,11 @@ func (t *Tree) Check(ctx context.Context, app *layout.App, snap *layout.Snapshot
 	}
 	for _, e := range entries {
 		if layout.IsIndex(e.MediaType) && e.Err == nil {
-			_, err := snap.Manifest(e)
+			err := snap.CheckIndex(ctx, e)
 			if errors.Is(err, layout.ErrCorrupt) && !errors.Is(err, layout.ErrMissing) {
 				wrong = append(wrong, fmt.Sprintf("%s: %v", e.Digest, err))
+			} else if err != nil && !errors.Is(err, layout.ErrMissing) {
+				return nil, err
 			}
 			continue
 		}

@@ -28,14 +28,15 @@ type App struct {
 
 	turn chan struct{} // held by the goroutine that changes the app
 
-	mu      sync.Mutex
-	ground  ground
-	guarded atomic.Bool // when the ground was surveyed, only those who are trusted could exchange what is in the directories of blobs
-	snap    *Snapshot   // the last reading of index.json
-	seen    sighting
-	good    *Snapshot // the last one that could be used
-	torn    time.Time // since when index.json has not been usable
-	indexes map[indexKey]*readIndex
+	mu         sync.Mutex
+	ground     ground
+	guarded    atomic.Bool // when the ground was surveyed, only those who are trusted could exchange what is in the directories of blobs
+	snap       *Snapshot   // the last reading of index.json
+	seen       sighting
+	good       *Snapshot // the last one that could be used
+	torn       time.Time // since when index.json has not been usable
+	indexes    map[indexKey]*readIndex
+	indexBytes int64 // what these cost (costOf)
 
 	noSubject map[uint64]bool // manifests, by a hash of their digests
 
@@ -45,9 +46,10 @@ type App struct {
 
 // A readIndex is a nested index as it was read from its blob, or why it could not be read.
 type readIndex struct {
-	seen  sighting
-	index *v1.Index
-	err   error
+	seen     sighting
+	subject  *v1.Descriptor
+	children []child
+	err      error
 }
 
 // An indexKey is what the reading of a nested index depends on besides its bytes.
@@ -149,11 +151,15 @@ func (s *Snapshot) Equal(other *Snapshot) bool { return s.sum == other.sum }
 type content struct {
 	rows
 
-	mu      sync.Mutex
+	mu      sync.Mutex    // held for moments only
 	reached *reached      // the last walk through the nested indexes
 	words   *wording      // what all of them say
 	asked   time.Time     // when it was made sure that this is still so,
 	took    time.Duration // and how long that took
+
+	walks    Flights[struct{}, *reached]
+	wordings Flights[struct{}, *wording]
+	contents Flights[indexKey, inIndex]
 }
 
 // refName is the annotation that holds a tag, OCI image-spec v1.1, annotations.md.
@@ -235,7 +241,7 @@ func (a *App) load(dirfd int) (*Snapshot, []byte, error) {
 	if a.snap != nil && a.snap.sum == sum {
 		return a.again(attr, seen), data, nil
 	}
-	list, err := parseRows(data)
+	list, err := parseRows(context.Background(), data)
 	if err != nil {
 		err = fmt.Errorf("%s: %w", indexName, err)
 	}

@@ -301,11 +301,11 @@ func (w *rewriting) put(d v1.Descriptor, was, is []byte, limit int) error {
 // annotate puts the edits, which have to be of manifests that r reaches.
 func (w *rewriting) annotate(s *Snapshot, r *reached, edits []Edit) error {
 	for _, e := range edits {
-		n := s.node(r, e.Manifest.Digest)
-		if n == nil {
+		now, ok := s.known(r, e.Manifest.Digest)
+		if !ok {
 			return kindf(ErrNotFound, "%s: index.json does not reach it", e.Manifest.Digest)
 		}
-		if now := r.said.judge(n.Entry); now.Err != nil {
+		if now = r.said.judge(now); now.Err != nil {
 			return now.Err
 		}
 		is, err := setAnnotations(e.Manifest.Bytes, e.Set)
@@ -359,7 +359,7 @@ func (s *Snapshot) rewrite(ctx context.Context, raw []byte, edits []Edit) ([]new
 		touched = append(touched, e.Manifest.Digest)
 	}
 	for _, d := range r.upward(touched) {
-		if err := w.reindex(s.app, dirfd, r.said.judge(r.nodes[d].Entry)); err != nil {
+		if err := w.reindex(s.app, dirfd, r.said.judge(r.nodes[d].entry())); err != nil {
 			return nil, nil, nil, nil, err
 		}
 	}
@@ -393,7 +393,7 @@ func (r *reached) upward(from []digest.Digest) []digest.Digest {
 			return
 		}
 		done[d] = true
-		for _, child := range r.indexes[d].index.Manifests {
+		for _, child := range r.nodes[d].index.children {
 			if in[child.Digest] {
 				visit(child.Digest)
 			}
@@ -657,8 +657,8 @@ func (s *Snapshot) leftBehind(ctx context.Context, moved map[digest.Digest]diges
 		}
 		some(len(s.list)-maxReferrers/2, len(s.list))
 	}
-	for _, d := range r.order {
-		refers(r.nodes[d].Entry)
+	for _, n := range r.order {
+		refers(n.entry())
 	}
 	slices.Sort(left)
 	return slices.Compact(left)

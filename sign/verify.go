@@ -584,13 +584,8 @@ func (v *Verdict) checkLayers(ctx context.Context, snap *layout.Snapshot, m *lay
 func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry, full bool) (*Verdict, error) {
 	verdict := &Verdict{Kind: layout.KindIndex, Layers: LayersUnchecked}
 	images, err := snap.Images(ctx, e)
-	if err == nil && e.Err != nil {
-		err = e.Err
-	}
-	for _, image := range images {
-		if image.Digest == e.Digest { // it cannot be read itself
-			err = image.Err
-		}
+	if err == nil && len(images) > 0 && images[0].Digest == e.Digest { // it cannot be read itself
+		err = images[0].Err
 	}
 	if errors.Is(err, layout.ErrCorrupt) {
 		verdict.Missing = errors.Is(err, layout.ErrMissing)

@@ -38,7 +38,7 @@ func runVerifyImage(c *command, args []string) error {
 	}
 	if snap.Err != nil {
 		if *asJSON {
-			os.Stdout.Write(sign.BrokenApp(image.app, snap).JSON())
+			os.Stdout.Write(sign.BrokenApp(image.app, snap.Err).JSON())
 		} else {
 			fmt.Println(sign.Corrupt)
 		}
