@@ -37,7 +37,7 @@ type image struct {
 
 // open finds out what the directory stands for now.
 func (d *imageDir) open(ctx context.Context) (*image, error) {
-	app, snap, err := d.t.look(d.app)
+	app, snap, err := d.t.look(ctx, d.app)
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +101,7 @@ func (d *imageDir) at(ctx context.Context, do func(*image) error) error {
 		if !image.doubt || try == 3 {
 			return err
 		}
-		if now, nowErr := image.app.Snapshot(); nowErr != nil || now.Equal(image.snap) {
+		if now, nowErr := image.app.Snapshot(ctx); nowErr != nil || now.Equal(image.snap) {
 			return err
 		}
 	}
@@ -359,11 +359,11 @@ type basis struct {
 }
 
 // holds reports whether what is based on it surely is what would be computed anew.
-func (d *imageDir) holds(b *basis) bool {
+func (d *imageDir) holds(ctx context.Context, b *basis) bool {
 	if b == nil || b.verdict.Status == sign.Corrupt || d.platform != "" {
 		return false
 	}
-	_, snap, err := d.t.look(d.app)
+	_, snap, err := d.t.look(ctx, d.app)
 	return err == nil && snap.Serial() == b.serial && (d.tag != "" || snap.Lists(d.digest)) && b.verdict.Holds(snap)
 }
 

@@ -287,7 +287,7 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uin
 	}
 	pid := pidOf(ctx)
 	refused := n.m.stale.take(pid, n.path)
-	if d, ok := n.parent.(*imageDir); ok && d.holds(n.basis.Load()) {
+	if d, ok := n.parent.(*imageDir); ok && d.holds(ctx, n.basis.Load()) {
 		return n.open(n.item)
 	}
 	now, err := lookup(ctx, n.parent, n.name)

@@ -98,7 +98,7 @@ func (t *Tree) Status(ctx context.Context, full bool) (*Overview, error) {
 }
 
 func (t *Tree) appStatus(ctx context.Context, name string, full bool) ([]Row, error) {
-	app, snap, err := t.look(name)
+	app, snap, err := t.look(ctx, name)
 	if err != nil {
 		return nil, err
 	}

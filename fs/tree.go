@@ -170,8 +170,8 @@ func blobItem(app *layout.App, name string) (*Item, error) {
 }
 
 // look gives an app, and its present state.
-func (t *Tree) look(name string) (*layout.App, *layout.Snapshot, error) {
-	app, snap, err := t.Registry.Look(name)
+func (t *Tree) look(ctx context.Context, name string) (*layout.App, *layout.Snapshot, error) {
+	app, snap, err := t.Registry.Look(ctx, name)
 	if err != nil {
 		return nil, nil, absent(err)
 	}
@@ -377,7 +377,7 @@ func (d *appMetaDir) lookup(ctx context.Context, name string) (*Item, error) {
 	if name != "check" {
 		return nil, errAbsent
 	}
-	app, snap, err := d.t.look(d.app)
+	app, snap, err := d.t.look(ctx, d.app)
 	if err != nil {
 		return nil, err
 	}
@@ -504,12 +504,12 @@ type imagesDir struct {
 	name string // tags or manifests
 }
 
-func (d *imagesDir) item(context.Context) (*Item, error) {
+func (d *imagesDir) item(ctx context.Context) (*Item, error) {
 	at, err := d.t.Registry.Dir(d.app)
 	if err != nil || !at.App {
 		return nil, absent(err)
 	}
-	_, snap, err := d.t.look(d.app)
+	_, snap, err := d.t.look(ctx, d.app)
 	if err != nil {
 		return nil, err
 	}
@@ -567,7 +567,7 @@ func (d *imagesDir) lookup(ctx context.Context, name string) (*Item, error) {
 }
 
 func (d *imagesDir) list(ctx context.Context) ([]Name, error) {
-	_, snap, err := d.t.look(d.app)
+	_, snap, err := d.t.look(ctx, d.app)
 	if err != nil {
 		return nil, err
 	}

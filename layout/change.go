@@ -196,7 +196,7 @@ func (a *App) change(ctx context.Context, try func(l *locked, snap *Snapshot, ra
 	l.clean()
 	clean(a.parent) // what a killed import left in the registry
 	for start := time.Now(); ; {
-		snap, raw, seen, err := l.read()
+		snap, raw, seen, err := l.read(ctx)
 		if err != nil {
 			return err
 		}
@@ -248,12 +248,9 @@ func (l *locked) syncDirs(dirs map[string]bool) error {
 }
 
 // read reads index.json anew, under the lock. A torn one is refused.
-func (l *locked) read() (*Snapshot, []byte, sighting, error) {
+func (l *locked) read(ctx context.Context) (*Snapshot, []byte, sighting, error) {
 	for try := 0; ; try++ {
-		l.app.mu.Lock()
-		snap, raw, err := l.app.load(l.dirfd)
-		seen := l.app.seen
-		l.app.mu.Unlock()
+		snap, raw, seen, err := l.app.load(ctx, l.dirfd)
 		if err != nil {
 			return nil, nil, seen, err
 		}

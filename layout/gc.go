@@ -42,7 +42,7 @@ func (a *App) Collect(ctx context.Context, grace time.Duration, dryRun bool) (re
 		return nil, err
 	}
 	defer l.release()
-	snap, _, seen, err := l.read()
+	snap, _, seen, err := l.read(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -365,6 +365,7 @@ func (s *Snapshot) walk(ctx context.Context, from *v1.Descriptor, read func(ctx 
 	if r.said = said; from == nil {
 		r.said = &wording{bad: said.bad, inlined: said.inlined, unread: unreadable}
 		s.app.keepOnly(r.indexes)
+		s.app.large.keeps(s.app)
 	}
 	return r, nil
 }
@@ -400,6 +401,11 @@ func (a *App) readIndex(ctx context.Context, dirfd int, d v1.Descriptor) (*readI
 			return a.usable(dirfd, old)
 		}
 	}
+	leave, err := a.large.enter(ctx, d.Size)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	data, seen, _, err := a.readBlob(dirfd, d, MaxIndex, nil)
 	if err != nil && (errors.Is(err, ErrMissing) || !errors.Is(err, ErrCorrupt) || d.Data != nil) {
 		return nil, err
@@ -412,7 +418,7 @@ func (a *App) readIndex(ctx context.Context, dirfd int, d v1.Descriptor) (*readI
 		ri.subject, ri.children = old.subject, old.children
 	default:
 		ri.subject, ri.children, ri.err = parseChildren(ctx, data, d.MediaType)
-		if ctx.Err() != nil {
+		if ri.err != nil && ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
 	}
@@ -571,7 +577,7 @@ func (s *Snapshot) current(ctx context.Context, r *reached, only []digest.Digest
 			return false, nil
 		}
 	}
-	return true, ctx.Err()
+	return true, nil
 }
 
 // nested finds a digest that index.json itself does not list. For one that is

@@ -73,7 +73,7 @@ func TestProven(t *testing.T) {
 	time.Sleep(2100 * time.Millisecond) // before that, times prove nothing in any case
 	for i, row := range rows {
 		for _, again := range []string{"", ", again"} { // the second time its ground is known
-			app, _, err := registries[i].Look("library/app")
+			app, _, err := registries[i].Look(t.Context(), "library/app")
 			must(t, err)
 			file, err := app.OpenFile(blob)
 			must(t, err)

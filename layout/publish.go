@@ -41,7 +41,7 @@ func (s *Staged) Publish(ctx context.Context, name string, onExist OnExist) ([]I
 	if err := s.reg.CheckName(name); err != nil {
 		return nil, err
 	}
-	snap, err := s.App.Snapshot()
+	snap, err := s.App.Snapshot(ctx)
 	if err != nil {
 		return nil, err
 	}

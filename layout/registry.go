@@ -1,6 +1,7 @@
 package layout
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -48,6 +49,7 @@ type Registry struct {
 	dirs map[string]seenDir
 
 	recents recents
+	large   *large
 
 	staging staging
 	windows atomic.Int32 // archives that are being unpacked and have one
@@ -68,12 +70,13 @@ func Open(dir string) (*Registry, error) {
 		closeFD(fd)
 		return nil, fmt.Errorf("registry: %w", err)
 	}
-	return &Registry{path: dir, fd: fd, keeper: keeper, apps: map[string]*App{}, dirs: map[string]seenDir{}}, nil
+	return &Registry{path: dir, fd: fd, keeper: keeper, apps: map[string]*App{}, dirs: map[string]seenDir{}, large: newLarge()}, nil
 }
 
 // Close closes the registry; its apps cannot be used any more.
 func (r *Registry) Close() {
 	r.StopReceiving()
+	r.large.close()
 	closeFD(r.fd)
 }
 
@@ -326,7 +329,7 @@ func (r *Registry) known(name string) *App {
 }
 
 // Look gives the app of that name with its present state. Its errors are those of App and Snapshot.
-func (r *Registry) Look(name string) (*App, *Snapshot, error) {
+func (r *Registry) Look(ctx context.Context, name string) (*App, *Snapshot, error) {
 	if a := r.known(name); a != nil {
 		if snap := a.current(); snap != nil {
 			return a, snap, nil
@@ -341,7 +344,7 @@ func (r *Registry) Look(name string) (*App, *Snapshot, error) {
 		a.ground = a.survey()
 	}
 	a.mu.Unlock()
-	snap, err := a.Snapshot()
+	snap, err := a.Snapshot(ctx)
 	return a, snap, err
 }
 
@@ -384,7 +387,7 @@ func (r *Registry) App(name string) (*App, error) {
 	if a == nil {
 		r.forget()
 		a = newApp(name, r.fd, name)
-		a.recents, a.keeper = &r.recents, r.keeper
+		a.recents, a.keeper, a.large = &r.recents, r.keeper, r.large
 		r.apps[name] = a
 	}
 	return a, nil

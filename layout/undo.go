@@ -16,7 +16,7 @@ func (l *locked) takeBack() {
 	if len(l.brought)+len(l.made) == 0 {
 		return
 	}
-	snap, _, seen, err := l.read()
+	snap, _, seen, err := l.read(context.Background())
 	if err != nil {
 		return
 	}

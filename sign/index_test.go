@@ -34,7 +34,7 @@ func TestVerifyCorruptIndexes(t *testing.T) {
 	app, _ := appOf(t, files)
 	verifier := sign.NewVerifier(trust(ca))
 
-	snap, err := app.Snapshot()
+	snap, err := app.Snapshot(t.Context())
 	must(t, err)
 	ask := func(name string, e layout.Entry, words string) {
 		t.Helper()

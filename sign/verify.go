@@ -257,7 +257,7 @@ func (v *Verifier) forget(look []verdictKey) {
 	for _, key := range look {
 		snap, seen := states[key.app]
 		if !seen {
-			snap, _ = key.app.Snapshot()
+			snap, _ = key.app.Snapshot(context.Background())
 			states[key.app] = snap
 		}
 		if snap != nil && snap.Err == nil {

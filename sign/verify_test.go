@@ -75,7 +75,7 @@ func trust(keys ...*sign.PrivateKey) *sign.Trust {
 
 func resolve(t testing.TB, app *layout.App, ref string) (*layout.Snapshot, layout.Entry) {
 	t.Helper()
-	snap, err := app.Snapshot()
+	snap, err := app.Snapshot(t.Context())
 	must(t, err)
 	e, err := snap.Resolve(t.Context(), ref)
 	must(t, err)

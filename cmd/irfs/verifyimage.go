@@ -32,7 +32,7 @@ func runVerifyImage(c *command, args []string) error {
 	if err != nil {
 		return err
 	}
-	snap, err := app.Snapshot()
+	snap, err := app.Snapshot(ctx)
 	if err != nil {
 		return err
 	}
