@@ -186,47 +186,50 @@ type imageFile struct {
 // imageFiles is the table of DESIGN: a virtual file is a row here.
 var imageFiles = []imageFile{
 	{"verify", nil, func(ctx context.Context, i *image) (*Item, error) {
-		v, err := i.verify(ctx, false)
-		if err != nil {
-			return nil, err
-		}
-		item := i.ofVerdict(v, word(v))
-		if i.fixed {
-			item.basis = &basis{i.snap.Serial(), v}
-		}
-		return item, nil
+		return i.ofChain(ctx, func(_ context.Context, v *sign.Verdict) (*Item, error) {
+			item := i.ofVerdict(v, word(v))
+			if i.fixed {
+				item.basis = &basis{i.snap.Serial(), v}
+			}
+			return item, nil
+		})
 	}},
 	{"verify-full", never, func(ctx context.Context, i *image) (*Item, error) {
-		return i.ofFull(ctx, []byte(string(sign.Verified)+"\n"), word), nil
+		return i.ofFull(ctx, []byte(presumedWord), word), nil
 	}},
 	{"reason", nil, func(ctx context.Context, i *image) (*Item, error) {
-		v, err := i.verdict(ctx)
-		if err != nil {
-			return nil, err
+		if full := i.known(ctx, true); full != nil {
+			return i.ofVerdict(full, []byte(full.Text())), nil
 		}
-		return i.ofVerdict(v, []byte(v.Text())), nil
+		return i.ofChain(ctx, func(_ context.Context, v *sign.Verdict) (*Item, error) {
+			return i.ofVerdict(v, []byte(v.Text())), nil
+		})
 	}},
 	{"status.json", nil, func(ctx context.Context, i *image) (*Item, error) {
-		v, err := i.verify(ctx, false)
-		if err != nil {
-			return nil, err
-		}
-		report, mtime := v.Report(i.app, i.snap, i.entry), v.Mtime
-		if full := i.t.Verifier.Known(ctx, i.app, i.snap, i.entry); full != nil {
-			report.Layers, mtime = full.Layers, max(mtime, full.Mtime)
-		}
-		return fileOf(report.JSON(), i.snap.Attr, max(mtime, i.snap.Attr.Mtime)), nil
+		return i.ofChain(ctx, func(ctx context.Context, v *sign.Verdict) (*Item, error) {
+			report, mtime := v.Report(i.app, i.snap, i.entry), v.Mtime
+			if full := i.known(ctx, true); full != nil {
+				report.Layers, mtime = full.Layers, max(mtime, full.Mtime)
+			}
+			return fileOf(report.JSON(), i.snap.Attr, max(mtime, i.snap.Attr.Mtime)), nil
+		})
 	}},
 	{"status-full.json", never, func(ctx context.Context, i *image) (*Item, error) {
-		v, err := i.verify(ctx, false)
-		if err != nil {
+		presumed := []byte(presumedWord)
+		if large, err := i.large(ctx); err != nil {
 			return nil, err
+		} else if !large {
+			v, err := i.verify(ctx, false)
+			if err != nil {
+				return nil, err
+			}
+			report := v.Report(i.app, i.snap, i.entry)
+			if v.Status != sign.Corrupt && v.Kind != layout.KindAttestation {
+				report.Layers = sign.LayersVerified
+			}
+			presumed = report.JSON()
 		}
-		presumed := v.Report(i.app, i.snap, i.entry)
-		if v.Status != sign.Corrupt && v.Kind != layout.KindAttestation {
-			presumed.Layers = sign.LayersVerified
-		}
-		return i.ofFull(ctx, presumed.JSON(), func(v *sign.Verdict) []byte { return v.Report(i.app, i.snap, i.entry).JSON() }), nil
+		return i.ofFull(ctx, presumed, func(v *sign.Verdict) []byte { return v.Report(i.app, i.snap, i.entry).JSON() }), nil
 	}},
 	{"digest", func(i *image, _ *layout.Manifest) bool { return i.entry.Digest != "" }, func(_ context.Context, i *image) (*Item, error) {
 		if i.entry.Digest == "" { // a tag that is given twice
@@ -367,12 +370,58 @@ func (d *imageDir) holds(ctx context.Context, b *basis) bool {
 	return err == nil && snap.Serial() == b.serial && (d.tag != "" || snap.Lists(d.digest)) && b.verdict.Holds(snap)
 }
 
-// verdict is the full verdict if it is known, otherwise the one without layers.
-func (i *image) verdict(ctx context.Context) (*sign.Verdict, error) {
-	if full := i.t.Verifier.Known(ctx, i.app, i.snap, i.entry); full != nil {
-		return full, nil
+// known is the verdict, if it is known already and still holds.
+func (i *image) known(ctx context.Context, full bool) *sign.Verdict {
+	return i.t.Verifier.Known(ctx, i.app, i.snap, i.entry, full)
+}
+
+// atOnce is how many images of an index are verified when somebody only looks at its files, and does not open one. More may take long, and whoever looks at
+// the same name meanwhile waits in the kernel, beyond SIGKILL.
+const atOnce = 64
+
+// large reports whether the image is an index of more images than that.
+func (i *image) large(ctx context.Context) (bool, error) {
+	if !layout.IsIndex(i.entry.MediaType) {
+		return false, nil
 	}
-	return i.verify(ctx, false)
+	images, err := i.snap.Images(ctx, i.entry)
+	if errors.Is(err, layout.ErrCorrupt) {
+		err = nil
+	}
+	return len(images) > atOnce, err
+}
+
+// presumedWord is the content of a file, and so its size, as long as what it says is not known, and nobody has opened it.
+const presumedWord = string(sign.Verified) + "\n"
+
+// ofChain is a file that is made of the verdict without layers. Of a large index it is presumed until it is opened.
+func (i *image) ofChain(ctx context.Context, file func(context.Context, *sign.Verdict) (*Item, error)) (*Item, error) {
+	large, err := i.large(ctx)
+	if err != nil {
+		return nil, err
+	}
+	verify := func(ctx context.Context) (*Item, error) {
+		v, err := i.verify(ctx, false)
+		if err != nil {
+			return nil, err
+		}
+		return file(ctx, v)
+	}
+	if !large {
+		return verify(ctx)
+	}
+	if v := i.known(ctx, false); v != nil {
+		return file(ctx, v)
+	}
+	item := fileOf([]byte(presumedWord), i.snap.Attr, i.snap.Attr.Mtime)
+	item.settle = func(ctx context.Context) (*Item, error) {
+		real, err := verify(ctx)
+		if err != nil {
+			return nil, absent(err)
+		}
+		return real, nil
+	}
+	return item, nil
 }
 
 func (i *image) verify(ctx context.Context, full bool) (*sign.Verdict, error) {
@@ -386,16 +435,16 @@ func (i *image) verify(ctx context.Context, full bool) (*sign.Verdict, error) {
 // ofFull is a file with what text makes of the full verdict. No layer is read before it is opened: until then its
 // content, and so its size, is presumed.
 func (i *image) ofFull(ctx context.Context, presumed []byte, text func(*sign.Verdict) []byte) *Item {
-	if v := i.t.Verifier.Known(ctx, i.app, i.snap, i.entry); v != nil {
+	if v := i.known(ctx, true); v != nil {
 		return fileOf(text(v), i.snap.Attr, i.snap.Attr.Mtime)
 	}
 	item := fileOf(presumed, i.snap.Attr, i.snap.Attr.Mtime)
-	item.settle = func(ctx context.Context) ([]byte, error) {
+	item.settle = func(ctx context.Context) (*Item, error) {
 		v, err := i.t.Verifier.Verify(ctx, i.app, i.snap, i.entry, true)
 		if err != nil {
 			return nil, absent(err)
 		}
-		return text(v), nil
+		return fileOf(text(v), i.snap.Attr, i.snap.Attr.Mtime), nil
 	}
 	return item
 }

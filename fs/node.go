@@ -293,7 +293,7 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uin
 	now, err := lookup(ctx, n.parent, n.name)
 	if err == nil && now.settle != nil {
 		waiting, stop := patient(ctx, pid)
-		now, err = now.settled(waiting)
+		now, err = now.settle(waiting)
 		stop()
 	}
 	if err != nil && !errors.Is(err, errAbsent) {
@@ -301,6 +301,9 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uin
 	}
 	if err == nil && now.same(n.item) {
 		n.basis.Store(now.basis)
+		if now.blob == nil {
+			now = n.item // with the data that all who have it open share
+		}
 		return n.open(now)
 	}
 	switch {
@@ -334,17 +337,6 @@ func lookup(ctx context.Context, in dir, name string) (*Item, error) {
 		return in.lookup(waiting, name)
 	}
 	return item, err
-}
-
-// settled is a file with its real content in place of the presumed.
-func (i *Item) settled(ctx context.Context) (*Item, error) {
-	data, err := i.settle(ctx)
-	if err != nil {
-		return nil, err
-	}
-	real := *i
-	real.settle, real.data, real.Size = nil, data, int64(len(data))
-	return &real, nil
 }
 
 // open opens what is there now. cached: it is what the inode stands for, so the

@@ -63,8 +63,8 @@ type Item struct {
 
 	dir  dir
 	data []byte
-	// settle computes the real content of a file whose data is only presumed.
-	settle func(context.Context) ([]byte, error)
+	// settle computes the real file, where the data is only presumed.
+	settle func(context.Context) (*Item, error)
 	// blob opens a file of the layout; stamp tells which one it is.
 	blob  func() (*layout.Blob, error)
 	stamp layout.Stamp
@@ -138,8 +138,10 @@ func (t *Tree) Read(ctx context.Context, name string) (data []byte, blob *layout
 		blob, err = item.blob()
 		return nil, blob, err
 	case item.settle != nil:
-		data, err = item.settle(ctx)
-		return data, nil, err
+		if item, err = item.settle(ctx); err != nil {
+			return nil, nil, err
+		}
+		return item.data, nil, nil
 	case item.live != nil:
 		return item.live(uint32(os.Getuid())), nil, nil
 	}

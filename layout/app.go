@@ -148,6 +148,12 @@ func (s *Snapshot) digestOfBytes() digest.Digest {
 	return digest.NewDigestFromBytes(digest.SHA256, s.sum[:])
 }
 
+// A State tells the bytes that index.json had from any others.
+type State [sha256.Size]byte
+
+// State tells what index.json said.
+func (s *Snapshot) State() State { return s.sum }
+
 // Equal says whether index.json had the same bytes.
 func (s *Snapshot) Equal(other *Snapshot) bool { return s.sum == other.sum }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"maps"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -143,8 +144,13 @@ type Verifier struct {
 
 	mu       sync.Mutex
 	verdicts map[verdictKey]*Verdict
-	most     int // verdicts, before those are forgotten that nobody can ask for any more
-	flights  map[verdictKey]*flight
+	weight   int         // of all of them
+	most     int         // verdicts, before those are forgotten that nobody can ask for any more
+	used     time.Time   // when one was asked for last
+	resting  *time.Timer // runs where there are very many
+
+	flights layout.Flights[verdictKey, *Verdict]
+	indexes layout.Flights[indexKey, *Verdict]
 }
 
 type verdictKey struct {
@@ -153,15 +159,29 @@ type verdictKey struct {
 	full   bool
 }
 
-// maxVerdicts bounds what a Verifier keeps, fewVerdicts is not worth a look.
+// An indexKey is what the verdict on an index is computed for at one time, by all who ask for it.
+type indexKey struct {
+	verdictKey
+	known bool // only if it is known already
+	of    uint64
+	state layout.State
+}
+
+// maxVerdicts bounds what a Verifier keeps, by weight. fewVerdicts are not worth a look, and more than manyVerdicts are dropped when nobody has asked for
+// one for the time restAfter.
 const (
-	maxVerdicts = 1 << 18
-	fewVerdicts = 512
+	maxVerdicts  = 1 << 19
+	fewVerdicts  = 512
+	manyVerdicts = 1 << 14
+	restAfter    = 20 * time.Second
 )
+
+// weight is about how many times 200 bytes a verdict takes.
+func (v *Verdict) weight() int { return 1 + v.seen.Len() }
 
 // NewVerifier gives a Verifier that trusts t.
 func NewVerifier(t *Trust) *Verifier {
-	return &Verifier{Trust: t, verdicts: map[verdictKey]*Verdict{}, flights: map[verdictKey]*flight{}}
+	return &Verifier{Trust: t, verdicts: map[verdictKey]*Verdict{}}
 }
 
 // Verify gives the verdict on an entry of the app; with full, every layer is
@@ -174,31 +194,31 @@ func (v *Verifier) Verify(ctx context.Context, app *layout.App, snap *layout.Sna
 	return v.image(ctx, app, snap, e, full)
 }
 
-// maxRehash is how many bytes Known hashes at most to know.
+// maxRehash is how many bytes Known hashes at most to know, of an image.
 const maxRehash = 4 << 20
 
-// Known gives the full verdict if it is known already and still holds. It reads
-// no layer but small ones whose times prove nothing yet.
-func (v *Verifier) Known(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry) *Verdict {
-	if !layout.IsIndex(e.MediaType) {
-		return v.known(ctx, app, snap, e)
-	}
-	images, err := snap.Images(ctx, e)
-	if err != nil {
-		return nil
-	}
-	for _, image := range images {
-		// Among them may be an index that is corrupt, e itself even.
-		if v.known(ctx, app, snap, image) == nil {
-			return nil
+// Known gives the verdict, with full the full one, if it is known already and still holds. It reads
+// nothing but small blobs whose times prove nothing yet. nil: it is not known, or ctx is done.
+func (v *Verifier) Known(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry, full bool) *Verdict {
+	known := func(ctx context.Context, image layout.Entry) (*Verdict, error) {
+		if verdict := v.known(ctx, app, snap, image, full); verdict != nil {
+			return verdict, nil
 		}
+		return nil, errUnknown
 	}
-	verdict, _ := v.index(ctx, app, snap, e, true)
+	if !layout.IsIndex(e.MediaType) {
+		verdict, _ := known(ctx, e)
+		return verdict
+	}
+	key := indexKey{verdictKey{app, string(e.Digest), full}, true, about(e.Descriptor), snap.State()}
+	verdict, _ := v.indexes.Fresh(ctx, key, func(ctx context.Context) (*Verdict, error) { return index(ctx, snap, e, known) })
 	return verdict
 }
 
-func (v *Verifier) known(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry) *Verdict {
-	key := verdictKey{app, string(e.Digest), true}
+var errUnknown = errors.New("not known")
+
+func (v *Verifier) known(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry, full bool) *Verdict {
+	key := verdictKey{app, string(e.Digest), full}
 	kept := v.kept(key, e)
 	if kept == nil || kept.seen.Racy() > maxRehash {
 		return nil
@@ -211,6 +231,7 @@ func (v *Verifier) known(ctx context.Context, app *layout.App, snap *layout.Snap
 func (v *Verifier) kept(key verdictKey, e layout.Entry) *Verdict {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.used = time.Now()
 	if kept := v.verdicts[key]; kept != nil && e.Err == nil && kept.of == about(e.Descriptor) {
 		return kept
 	}
@@ -235,10 +256,17 @@ func (v *Verifier) renew(ctx context.Context, key verdictKey, snap *layout.Snaps
 
 func (v *Verifier) keep(key verdictKey, verdict *Verdict) {
 	v.mu.Lock()
-	if len(v.verdicts) >= maxVerdicts {
+	if old := v.verdicts[key]; old != nil {
+		v.weight -= old.weight()
+	}
+	if v.weight += verdict.weight(); v.weight > maxVerdicts {
 		clear(v.verdicts)
+		v.weight = verdict.weight()
 	}
 	v.verdicts[key] = verdict
+	if v.weight > manyVerdicts && v.resting == nil {
+		v.resting = time.AfterFunc(restAfter/4, v.rest)
+	}
 	var look []verdictKey
 	if len(v.verdicts) > max(v.most, fewVerdicts) {
 		look = slices.Collect(maps.Keys(v.verdicts))
@@ -248,6 +276,18 @@ func (v *Verifier) keep(key verdictKey, verdict *Verdict) {
 	if look != nil {
 		v.forget(look)
 	}
+}
+
+// rest drops the verdicts, which are many, if nobody has asked for one for some time, or looks again later.
+func (v *Verifier) rest() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if time.Since(v.used) < restAfter {
+		v.resting = time.AfterFunc(restAfter/4, v.rest)
+		return
+	}
+	v.verdicts, v.weight, v.most, v.resting = map[verdictKey]*Verdict{}, 0, 0, nil
+	debug.FreeOSMemory()
 }
 
 // forget drops verdicts on what is gone: an app, or an image that its index.json does not reach any more.
@@ -270,7 +310,10 @@ func (v *Verifier) forget(look []verdictKey) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for _, key := range gone {
-		delete(v.verdicts, key)
+		if old := v.verdicts[key]; old != nil {
+			v.weight -= old.weight()
+			delete(v.verdicts, key)
+		}
 	}
 	v.most = 2 * len(v.verdicts)
 }
@@ -310,6 +353,7 @@ func (v *Verifier) image(ctx context.Context, app *layout.App, snap *layout.Snap
 			return nil, err
 		}
 		verdict.Mtime = verdict.seen.Mtime()
+		verdict.fault = nil // for who signs
 		verdict.share()
 		return verdict, nil
 	}
@@ -325,13 +369,17 @@ func (v *Verifier) image(ctx context.Context, app *layout.App, snap *layout.Snap
 			}
 			kept = nil
 		}
-		verdict, began, err := v.fly(ctx, key, func(ctx context.Context) (*Verdict, error) {
+		verdict, began, err := v.flights.Do(ctx, key, func(ctx context.Context) (*Verdict, error) {
 			if kept != nil {
 				if verdict, err := v.renew(ctx, key, snap, kept); verdict != nil || err != nil {
 					return verdict, err
 				}
 			}
-			return do(ctx)
+			verdict, err := do(ctx)
+			if err == nil {
+				v.keep(key, verdict)
+			}
+			return verdict, err
 		})
 		if err != nil {
 			return nil, err
@@ -341,63 +389,6 @@ func (v *Verifier) image(ctx context.Context, app *layout.App, snap *layout.Snap
 		if verdict.of == about(e.Descriptor) && !began.Before(asked) {
 			return verdict, nil
 		}
-	}
-}
-
-// A flight is a verification that is under way, and those who wait for it.
-type flight struct {
-	began   time.Time
-	done    chan struct{}
-	stop    context.CancelFunc
-	waiting int
-	verdict *Verdict
-	err     error
-}
-
-// fly makes sure that what one key stands for is done once at a time, and keeps
-// what came of it. It stops when nobody waits for it any more.
-func (v *Verifier) fly(ctx context.Context, key verdictKey, do func(context.Context) (*Verdict, error)) (verdict *Verdict, began time.Time, err error) {
-	v.mu.Lock()
-	f := v.flights[key]
-	if f == nil {
-		flying, stop := context.WithCancel(context.Background())
-		f = &flight{began: time.Now(), done: make(chan struct{}), stop: stop}
-		v.flights[key] = f
-		go func() {
-			f.verdict, f.err = do(flying)
-			if f.err == nil {
-				v.keep(key, f.verdict)
-			}
-			v.land(key, f)
-			close(f.done)
-		}()
-	}
-	f.waiting++
-	v.mu.Unlock()
-	select {
-	case <-f.done:
-	case <-ctx.Done():
-		err = ctx.Err()
-	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if f.waiting--; f.waiting == 0 {
-		f.stop()
-		if v.flights[key] == f {
-			delete(v.flights, key)
-		}
-	}
-	if err != nil {
-		return nil, f.began, err
-	}
-	return f.verdict, f.began, f.err
-}
-
-func (v *Verifier) land(key verdictKey, f *flight) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.flights[key] == f {
-		delete(v.flights, key)
 	}
 }
 
@@ -582,6 +573,21 @@ func (v *Verdict) checkLayers(ctx context.Context, snap *layout.Snapshot, m *lay
 
 // index gives an index the worst word of the images that count in it.
 func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry, full bool) (*Verdict, error) {
+	verify := func(ctx context.Context, image layout.Entry) (*Verdict, error) {
+		return v.image(ctx, app, snap, image, full)
+	}
+	if e.Err != nil {
+		return index(ctx, snap, e, verify)
+	}
+	key := indexKey{verdictKey{app, string(e.Digest), full}, false, about(e.Descriptor), snap.State()}
+	return v.indexes.Fresh(ctx, key, func(ctx context.Context) (*Verdict, error) { return index(ctx, snap, e, verify) })
+}
+
+// reasonLines is how many images of an index have a line in its reason. Where there are more, only those do that count and are not verified.
+const reasonLines = 256
+
+// index is the verdict on an index; of gives those on the images in it.
+func index(ctx context.Context, snap *layout.Snapshot, e layout.Entry, of func(context.Context, layout.Entry) (*Verdict, error)) (*Verdict, error) {
 	verdict := &Verdict{Kind: layout.KindIndex, Layers: LayersUnchecked}
 	images, err := snap.Images(ctx, e)
 	if err == nil && len(images) > 0 && images[0].Digest == e.Digest { // it cannot be read itself
@@ -599,15 +605,24 @@ func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snap
 	verdict.found("index: %s, %d bytes, as its descriptor says", e.Digest, e.Size)
 	var worst *Verdict
 	unchecked := false
+	lines, more := 0, map[string]int{}
 	for _, image := range images {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		one := &Verdict{}
 		if image.Err != nil {
 			one.decide(Corrupt, "index", image.Err.Error())
-		} else if one, err = v.image(ctx, app, snap, image, full); err != nil {
+		} else if one, err = of(ctx, image); err != nil {
 			return nil, err
 		}
 		verdict.Mtime = max(verdict.Mtime, one.Mtime)
-		verdict.found("%s: %s: %s", name(image, one), one.Status, one.Reason)
+		if len(images) <= reasonLines || lines < reasonLines && one.counts() && one.Status != Verified {
+			verdict.found("%s: %s: %s", name(image, one), one.Status, one.Reason)
+			lines++
+		} else {
+			more[one.inShort()]++
+		}
 		if one.counts() && (worst == nil || one.Status.Worse(worst.Status)) {
 			worst = one
 			verdict.Status, verdict.Vendor, verdict.CA = one.Status, one.Vendor, one.CA
@@ -620,6 +635,9 @@ func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snap
 			unchecked = true
 		}
 	}
+	for _, what := range slices.Sorted(maps.Keys(more)) {
+		verdict.found("%d more: %s", more[what], what)
+	}
 	switch {
 	case worst == nil:
 		verdict.decide(Unsigned, "index", "it holds no image that counts")
@@ -628,6 +646,17 @@ func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snap
 		verdict.Layers = LayersVerified
 	}
 	return verdict, nil
+}
+
+// inShort is what the reason of an index says of images of which there are too many to list.
+func (v *Verdict) inShort() string {
+	switch {
+	case v.Kind == layout.KindAttestation:
+		return "attestations, which do not count"
+	case v.Missing:
+		return "not in the layout, which do not count"
+	}
+	return string(v.Status)
 }
 
 func name(e layout.Entry, v *Verdict) string {
