@@ -214,12 +214,52 @@ func (n *dirNode) Opendir(ctx context.Context) syscall.Errno {
 }
 
 func (n *dirNode) Readdir(ctx context.Context) (gofs.DirStream, syscall.Errno) {
+	if d, ok := n.dir.(*imagesDir); ok {
+		list, err := d.lazyList(ctx)
+		if err != nil {
+			return nil, n.lookupErrno(ctx, err)
+		}
+		return &lazyStream{list: list}, 0
+	}
 	names, err := n.dir.list(ctx)
 	if err != nil {
 		return nil, n.lookupErrno(ctx, err)
 	}
 	return dirStream(names), 0
 }
+
+// A lazyStream reads a lazyList.
+type lazyStream struct {
+	list lazyList
+	next int
+}
+
+var _ gofs.FileSeekdirer = (*lazyStream)(nil)
+
+func (s *lazyStream) HasNext() bool {
+	for ; s.next < s.list.len; s.next++ {
+		if _, ok := s.list.at(s.next); ok {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *lazyStream) Next() (fuse.DirEntry, syscall.Errno) {
+	name, _ := s.list.at(s.next)
+	s.next++
+	return fuse.DirEntry{Name: name, Mode: syscall.S_IFDIR, Off: uint64(s.next)}, 0
+}
+
+func (s *lazyStream) Seekdir(_ context.Context, off uint64) syscall.Errno {
+	if off > uint64(s.list.len) {
+		return syscall.EINVAL
+	}
+	s.next = int(off)
+	return 0
+}
+
+func (s *lazyStream) Close() {}
 
 func dirStream(names []Name) gofs.DirStream {
 	list := make([]fuse.DirEntry, len(names))

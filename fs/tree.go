@@ -569,28 +569,40 @@ func (d *imagesDir) lookup(ctx context.Context, name string) (*Item, error) {
 }
 
 func (d *imagesDir) list(ctx context.Context) ([]Name, error) {
-	_, snap, err := d.t.look(ctx, d.app)
+	lazy, err := d.lazyList(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if snap.Err != nil {
-		return nil, nil
+	list := make([]Name, 0, lazy.len)
+	for i := range lazy.len {
+		if name, ok := lazy.at(i); ok {
+			list = append(list, Name{name, fs.ModeDir})
+		}
 	}
-	var names []string
+	return sorted(list), nil
+}
+
+// A lazyList makes the names of directories one by one, of what all who read the list share: there may be very many.
+type lazyList struct {
+	len int
+	at  func(i int) (name string, ok bool) // false: there is none
+}
+
+func (d *imagesDir) lazyList(ctx context.Context) (lazyList, error) {
+	_, snap, err := d.t.look(ctx, d.app)
+	if err != nil || snap.Err != nil {
+		return lazyList{}, err
+	}
 	if d.name == "tags" {
-		for _, tag := range snap.Tags() {
-			if name, ok := tagName(tag); ok {
-				names = append(names, name)
-			}
-		}
-	} else {
-		entries, err := snap.Entries(ctx)
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range entries {
-			names = append(names, digestName(e.Digest))
-		}
+		return lazyList{snap.Tagged(), func(i int) (string, bool) {
+			tag, again := snap.TagAt(i)
+			name, ok := tagName(tag)
+			return name, ok && !again
+		}}, nil
 	}
-	return sorted(dirs(names...)), nil
+	list, err := snap.Listing(ctx)
+	if err != nil {
+		return lazyList{}, err
+	}
+	return lazyList{list.Len(), func(i int) (string, bool) { return digestName(list.At(i)), true }}, nil
 }

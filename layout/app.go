@@ -350,11 +350,22 @@ type Entry struct {
 
 // Tags lists the app's tags, sorted.
 func (s *Snapshot) Tags() []string {
-	tags := make([]string, len(s.byTag))
-	for n, i := range s.byTag {
-		tags[n] = s.list[i].tag
+	tags := make([]string, 0, len(s.byTag))
+	for i := range s.byTag {
+		if tag, again := s.TagAt(i); !again {
+			tags = append(tags, tag)
+		}
 	}
-	return slices.Compact(tags)
+	return tags
+}
+
+// Tagged is the number of descriptors in index.json that have a tag.
+func (s *Snapshot) Tagged() int { return len(s.byTag) }
+
+// TagAt returns the tag of one of those, which are sorted by it, and whether the one before has the same.
+func (s *Snapshot) TagAt(i int) (tag string, again bool) {
+	tag = s.list[s.byTag[i]].tag
+	return tag, i > 0 && s.list[s.byTag[i-1]].tag == tag
 }
 
 // TagsOf lists the tags that name the digest, sorted.

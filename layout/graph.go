@@ -309,6 +309,11 @@ func (s *Snapshot) walk(ctx context.Context, from *v1.Descriptor, read func(ctx 
 	for depth := 1; len(level) > 0; depth++ {
 		this := level
 		level = nil
+		if from == nil {
+			if all := append(slices.Clone(counted), tooMuch(dirfd, this, MaxIndexes-cost)...); len(all) > len(counted) {
+				return s.overLimit(all), nil
+			}
+		}
 		for _, n := range this {
 			if err := ctx.Err(); err != nil {
 				return nil, err
@@ -318,13 +323,13 @@ func (s *Snapshot) walk(ctx context.Context, from *v1.Descriptor, read func(ctx 
 				n.Err = limitf("%s: an index at depth %d; at most %d lie inside each other", n.Digest, depth, MaxIndexDepth)
 				continue
 			}
-			tooMuch := from == nil && cost+costOf(n.Descriptor) > MaxIndexes && canRead(dirfd, *n.Descriptor)
+			more := from == nil && cost+costOf(n.Descriptor) > MaxIndexes && canRead(dirfd, *n.Descriptor)
 			var ri *readIndex
 			var err error
-			if !tooMuch {
+			if !more {
 				ri, err = read(ctx, dirfd, *n.Descriptor)
 			}
-			if from == nil && (tooMuch || err == nil || errors.Is(err, ErrCorrupt) && canRead(dirfd, *n.Descriptor)) {
+			if from == nil && (more || err == nil || errors.Is(err, ErrCorrupt) && canRead(dirfd, *n.Descriptor)) {
 				counted = append(counted, v1.Descriptor{Digest: n.Digest, Size: n.Size})
 				cost += costOf(n.Descriptor)
 			}
@@ -368,6 +373,27 @@ func (s *Snapshot) walk(ctx context.Context, from *v1.Descriptor, read func(ctx 
 		s.app.large.keeps(s.app)
 	}
 	return r, nil
+}
+
+// tooMuch returns those of some indexes that are there, if they cost more than is left; nil if they do not. It reads nothing.
+func tooMuch(dirfd int, level []*node, left int64) (list []v1.Descriptor) {
+	var sum int64
+	for _, n := range level {
+		sum += costOf(n.Descriptor)
+	}
+	if sum <= left {
+		return nil
+	}
+	for _, n := range level {
+		if canRead(dirfd, *n.Descriptor) {
+			list = append(list, v1.Descriptor{Digest: n.Digest, Size: n.Size})
+			left -= costOf(n.Descriptor)
+		}
+	}
+	if left >= 0 {
+		return nil
+	}
+	return list
 }
 
 // overLimit is what a walk from index.json gives when those indexes turn out to be too large together.

@@ -257,6 +257,9 @@ func tune() (unused []byte) {
 		debug.SetGCPercent(50)       // a mount keeps much and makes little anew: a quarter less memory for little work
 		unused = make([]byte, 3<<20) // so the collector of a small mount does not run for each import
 	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(512 << 20) // above that the collector runs as often as it has to: large indexes take much for a moment
+	}
 	if os.Getenv("GOMAXPROCS") == "" {
 		// A thread that waits for a request keeps its place among those that run, until that is taken from it some ten
 		// microseconds later. go-fuse has one more of them than there were places, but at least 3 and at most 17.
