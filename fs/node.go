@@ -193,7 +193,7 @@ func (n *dirNode) node(at, name string, item *Item) gofs.InodeEmbedder {
 }
 
 func (n *dirNode) Getattr(ctx context.Context, _ gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	item, err := n.dir.item(ctx)
+	item, err := patiently(ctx, n.dir.item)
 	if errors.Is(err, errAbsent) {
 		return n.gone()
 	}
@@ -206,7 +206,7 @@ func (n *dirNode) Getattr(ctx context.Context, _ gofs.FileHandle, out *fuse.Attr
 }
 
 func (n *dirNode) Opendir(ctx context.Context) syscall.Errno {
-	_, err := n.dir.item(ctx)
+	_, err := patiently(ctx, n.dir.item)
 	if errors.Is(err, errAbsent) {
 		return n.gone()
 	}
@@ -215,13 +215,13 @@ func (n *dirNode) Opendir(ctx context.Context) syscall.Errno {
 
 func (n *dirNode) Readdir(ctx context.Context) (gofs.DirStream, syscall.Errno) {
 	if d, ok := n.dir.(*imagesDir); ok {
-		list, err := d.lazyList(ctx)
+		list, err := patiently(ctx, d.lazyList)
 		if err != nil {
 			return nil, n.lookupErrno(ctx, err)
 		}
 		return &lazyStream{list: list}, 0
 	}
-	names, err := n.dir.list(ctx)
+	names, err := patiently(ctx, n.dir.list)
 	if err != nil {
 		return nil, n.lookupErrno(ctx, err)
 	}
@@ -370,13 +370,18 @@ func (n *fileNode) open(now *Item) (gofs.FileHandle, uint32, syscall.Errno) {
 
 // lookup is that of a directory, which a signal that does not end the caller only begins anew.
 func lookup(ctx context.Context, in dir, name string) (*Item, error) {
-	item, err := in.lookup(ctx, name)
+	return patiently(ctx, func(ctx context.Context) (*Item, error) { return in.lookup(ctx, name) })
+}
+
+// patiently does something that a signal that does not end the caller only begins anew.
+func patiently[T any](ctx context.Context, do func(context.Context) (T, error)) (T, error) {
+	done, err := do(ctx)
 	if errors.Is(err, context.Canceled) {
 		waiting, stop := patient(ctx, pidOf(ctx))
 		defer stop()
-		return in.lookup(waiting, name)
+		return do(waiting)
 	}
-	return item, err
+	return done, err
 }
 
 // open opens what is there now. cached: it is what the inode stands for, so the
