@@ -145,7 +145,7 @@ func (n *dirNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 func (n *dirNode) lookupErrno(ctx context.Context, err error) syscall.Errno {
 	errno := n.m.errno(ctx, n.path, err)
 	if errno == syscall.ENOENT && n.path != "." {
-		if _, gone := n.dir.item(ctx); errors.Is(gone, errAbsent) {
+		if _, gone := patiently(ctx, n.dir.item); errors.Is(gone, errAbsent) {
 			return n.gone()
 		}
 	}
