@@ -329,7 +329,7 @@ func FuzzReference(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		snap, err := app.Snapshot()
+		snap, err := app.Snapshot(t.Context())
 		if err != nil || snap.Err != nil {
 			t.Fatalf("%v, %v", err, snap.Err)
 		}

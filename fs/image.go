@@ -36,7 +36,7 @@ type image struct {
 
 // open finds out what the directory stands for now.
 func (d *imageDir) open(ctx context.Context) (*image, error) {
-	app, snap, err := d.look()
+	app, snap, err := d.look(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +100,7 @@ func (d *imageDir) with(ctx context.Context, do func(*image) error) error {
 		if !image.doubt || try == 3 {
 			return err
 		}
-		if now, nowErr := image.app.Snapshot(); nowErr != nil || now.Equal(image.snap) {
+		if now, nowErr := image.app.Snapshot(ctx); nowErr != nil || now.Equal(image.snap) {
 			return err
 		}
 	}
@@ -138,7 +138,7 @@ func (d *imageDir) list(ctx context.Context) (list []Name, err error) {
 }
 
 func (d *imageDir) names(ctx context.Context, image *image) ([]Name, error) {
-	manifest, err := image.manifest()
+	manifest, err := image.manifest(ctx)
 	if err != nil && !errors.Is(err, errAbsent) {
 		return nil, err
 	}
@@ -185,47 +185,50 @@ type imageFile struct {
 // imageFiles is the table of DESIGN: a virtual file is a row here.
 var imageFiles = []imageFile{
 	{"verify", nil, func(ctx context.Context, i *image) (*Item, error) {
-		v, err := i.verify(ctx, false)
-		if err != nil {
-			return nil, err
-		}
-		item := i.ofVerdict(v, word(v))
-		if i.fixed {
-			item.basis = &basis{i.snap.Serial(), v}
-		}
-		return item, nil
+		return i.ofChain(ctx, func(_ context.Context, v *sign.Verdict) (*Item, error) {
+			item := i.ofVerdict(v, word(v))
+			if i.fixed {
+				item.basis = &basis{i.snap.Serial(), v}
+			}
+			return item, nil
+		})
 	}},
 	{"verify-full", never, func(ctx context.Context, i *image) (*Item, error) {
-		return i.ofFull(ctx, []byte(string(sign.Verified)+"\n"), word), nil
+		return i.ofFull(ctx, []byte(presumedWord), word), nil
 	}},
 	{"reason", nil, func(ctx context.Context, i *image) (*Item, error) {
-		v, err := i.verdict(ctx)
-		if err != nil {
-			return nil, err
+		if full := i.known(ctx, true); full != nil {
+			return i.ofVerdict(full, []byte(full.Text())), nil
 		}
-		return i.ofVerdict(v, []byte(v.Text())), nil
+		return i.ofChain(ctx, func(_ context.Context, v *sign.Verdict) (*Item, error) {
+			return i.ofVerdict(v, []byte(v.Text())), nil
+		})
 	}},
 	{"status.json", nil, func(ctx context.Context, i *image) (*Item, error) {
-		v, err := i.verify(ctx, false)
-		if err != nil {
-			return nil, err
-		}
-		report, mtime := v.Report(i.app, i.snap, i.entry), v.Mtime
-		if full := i.t.Verifier.Known(ctx, i.app, i.snap, i.entry); full != nil {
-			report.Layers, mtime = full.Layers, max(mtime, full.Mtime)
-		}
-		return fileOf(report.JSON(), i.snap.Attr, max(mtime, i.snap.Attr.Mtime)), nil
+		return i.ofChain(ctx, func(ctx context.Context, v *sign.Verdict) (*Item, error) {
+			report, mtime := v.Report(i.app, i.snap, i.entry), v.Mtime
+			if full := i.known(ctx, true); full != nil {
+				report.Layers, mtime = full.Layers, max(mtime, full.Mtime)
+			}
+			return fileOf(report.JSON(), i.snap.Attr, max(mtime, i.snap.Attr.Mtime)), nil
+		})
 	}},
 	{"status-full.json", never, func(ctx context.Context, i *image) (*Item, error) {
-		v, err := i.verify(ctx, false)
-		if err != nil {
+		presumed := []byte(presumedWord)
+		if large, err := i.large(ctx); err != nil {
 			return nil, err
+		} else if !large {
+			v, err := i.verify(ctx, false)
+			if err != nil {
+				return nil, err
+			}
+			report := v.Report(i.app, i.snap, i.entry)
+			if v.Status != sign.Corrupt && v.Kind != layout.KindAttestation {
+				report.Layers = sign.LayersVerified
+			}
+			presumed = report.JSON()
 		}
-		presumed := v.Report(i.app, i.snap, i.entry)
-		if v.Status != sign.Corrupt && v.Kind != layout.KindAttestation {
-			presumed.Layers = sign.LayersVerified
-		}
-		return i.ofFull(ctx, presumed.JSON(), func(v *sign.Verdict) []byte { return v.Report(i.app, i.snap, i.entry).JSON() }), nil
+		return i.ofFull(ctx, presumed, func(v *sign.Verdict) []byte { return v.Report(i.app, i.snap, i.entry).JSON() }), nil
 	}},
 	{"digest", func(i *image, _ *layout.Manifest) bool { return i.entry.Digest != "" }, func(_ context.Context, i *image) (*Item, error) {
 		if i.entry.Digest == "" { // a tag that is given twice
@@ -240,8 +243,8 @@ var imageFiles = []imageFile{
 		_, err := manifestJSON(context.Background(), i)
 		return err == nil
 	}, manifestJSON},
-	{"config.json", hasConfig, func(_ context.Context, i *image) (*Item, error) {
-		m, err := i.manifest()
+	{"config.json", hasConfig, func(ctx context.Context, i *image) (*Item, error) {
+		m, err := i.manifest(ctx)
 		if err != nil || m.Doc == nil {
 			return nil, orAbsent(err)
 		}
@@ -272,8 +275,8 @@ func chainFile(name, annotation string, part func(sign.Chain) []byte) imageFile 
 		chain, _, _ := sign.ReadChain(m.Doc.Annotations)
 		return part(chain) != nil
 	}
-	return imageFile{name, listed, func(_ context.Context, i *image) (*Item, error) {
-		m, err := i.manifest()
+	return imageFile{name, listed, func(ctx context.Context, i *image) (*Item, error) {
+		m, err := i.manifest(ctx)
 		if err != nil || !listed(i, m) {
 			return nil, orAbsent(err)
 		}
@@ -288,14 +291,21 @@ func chainFile(name, annotation string, part func(sign.Chain) []byte) imageFile 
 	}}
 }
 
-// manifest reads the image's manifest; errAbsent if there is none to be read.
-func (i *image) manifest() (*layout.Manifest, error) {
-	m, err := i.snap.Manifest(i.entry)
+// manifest reads the image's manifest; errAbsent if there is none to be read. That of an index, which may be large, is without its bytes.
+func (i *image) manifest(ctx context.Context) (m *layout.Manifest, err error) {
+	if layout.IsIndex(i.entry.MediaType) {
+		m, err = &layout.Manifest{Descriptor: i.entry.Descriptor, Kind: layout.KindIndex}, i.snap.CheckIndex(ctx, i.entry)
+	} else {
+		m, err = i.snap.Manifest(i.entry)
+	}
 	if errors.Is(err, layout.ErrCorrupt) {
 		i.doubt = true
-		return nil, errAbsent
+		err = errAbsent
 	}
-	return m, err
+	if err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 // orAbsent is err, or errAbsent where there was none.
@@ -351,20 +361,66 @@ type basis struct {
 }
 
 // holds reports whether what is based on it surely is what would be computed anew.
-func (d *imageDir) holds(b *basis) bool {
+func (d *imageDir) holds(ctx context.Context, b *basis) bool {
 	if b == nil || b.verdict.Status == sign.Corrupt || d.platform != "" {
 		return false
 	}
-	_, snap, err := d.look()
+	_, snap, err := d.look(ctx)
 	return err == nil && snap.Serial() == b.serial && (d.tag != "" || snap.Lists(d.digest)) && b.verdict.Holds(snap)
 }
 
-// verdict is the full verdict if it is known, otherwise the one without layers.
-func (i *image) verdict(ctx context.Context) (*sign.Verdict, error) {
-	if full := i.t.Verifier.Known(ctx, i.app, i.snap, i.entry); full != nil {
-		return full, nil
+// known is the verdict, if it is known already and still holds.
+func (i *image) known(ctx context.Context, full bool) *sign.Verdict {
+	return i.t.Verifier.Known(ctx, i.app, i.snap, i.entry, full)
+}
+
+// atOnce is how many images of an index are verified when somebody only looks at its files, and does not open one. More may take long, and whoever looks at
+// the same name meanwhile waits in the kernel, beyond SIGKILL.
+const atOnce = 64
+
+// large reports whether the image is an index of more images than that.
+func (i *image) large(ctx context.Context) (bool, error) {
+	if !layout.IsIndex(i.entry.MediaType) {
+		return false, nil
 	}
-	return i.verify(ctx, false)
+	images, err := i.snap.Images(ctx, i.entry)
+	if errors.Is(err, layout.ErrCorrupt) {
+		err = nil
+	}
+	return len(images) > atOnce, err
+}
+
+// presumedWord is the content of a file, and so its size, as long as what it says is not known, and nobody has opened it.
+const presumedWord = string(sign.Verified) + "\n"
+
+// ofChain is a file that is made of the verdict without layers. Of a large index it is presumed until it is opened.
+func (i *image) ofChain(ctx context.Context, file func(context.Context, *sign.Verdict) (*Item, error)) (*Item, error) {
+	large, err := i.large(ctx)
+	if err != nil {
+		return nil, err
+	}
+	verify := func(ctx context.Context) (*Item, error) {
+		v, err := i.verify(ctx, false)
+		if err != nil {
+			return nil, err
+		}
+		return file(ctx, v)
+	}
+	if !large {
+		return verify(ctx)
+	}
+	if v := i.known(ctx, false); v != nil {
+		return file(ctx, v)
+	}
+	item := fileOf([]byte(presumedWord), i.snap.Attr, i.snap.Attr.Mtime)
+	item.settle = func(ctx context.Context) (*Item, error) {
+		real, err := verify(ctx)
+		if err != nil {
+			return nil, absent(err)
+		}
+		return real, nil
+	}
+	return item, nil
 }
 
 func (i *image) verify(ctx context.Context, full bool) (*sign.Verdict, error) {
@@ -378,16 +434,16 @@ func (i *image) verify(ctx context.Context, full bool) (*sign.Verdict, error) {
 // ofFull is a file with what text makes of the full verdict. No layer is read before it is opened: until then its
 // content, and so its size, is presumed.
 func (i *image) ofFull(ctx context.Context, presumed []byte, text func(*sign.Verdict) []byte) *Item {
-	if v := i.t.Verifier.Known(ctx, i.app, i.snap, i.entry); v != nil {
+	if v := i.known(ctx, true); v != nil {
 		return fileOf(text(v), i.snap.Attr, i.snap.Attr.Mtime)
 	}
 	item := fileOf(presumed, i.snap.Attr, i.snap.Attr.Mtime)
-	item.settle = func(ctx context.Context) ([]byte, error) {
+	item.settle = func(ctx context.Context) (*Item, error) {
 		v, err := i.t.Verifier.Verify(ctx, i.app, i.snap, i.entry, true)
 		if err != nil {
 			return nil, absent(err)
 		}
-		return text(v), nil
+		return fileOf(text(v), i.snap.Attr, i.snap.Attr.Mtime), nil
 	}
 	return item
 }

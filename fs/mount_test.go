@@ -659,7 +659,7 @@ func snapshot(t *testing.T, registry string) *layout.Snapshot {
 	if err != nil {
 		t.Fatal(err)
 	}
-	snap, err := app.Snapshot()
+	snap, err := app.Snapshot(t.Context())
 	if err != nil || snap.Err != nil {
 		t.Fatal(err, snap.Err)
 	}

@@ -182,7 +182,7 @@ func (n *dirNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 func (n *dirNode) lookupErrno(ctx context.Context, err error) syscall.Errno {
 	errno := n.m.errno(ctx, n.path, err)
 	if errno == syscall.ENOENT && n.path != "." {
-		if _, gone := n.dir.item(ctx); errors.Is(gone, errAbsent) {
+		if _, gone := patiently(ctx, n.dir.item); errors.Is(gone, errAbsent) {
 			return n.gone()
 		}
 	}
@@ -230,7 +230,7 @@ func (n *dirNode) node(at, name string, item *Item) gofs.InodeEmbedder {
 }
 
 func (n *dirNode) Getattr(ctx context.Context, _ gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	item, err := n.dir.item(ctx)
+	item, err := patiently(ctx, n.dir.item)
 	if errors.Is(err, errAbsent) {
 		return n.gone()
 	}
@@ -243,7 +243,7 @@ func (n *dirNode) Getattr(ctx context.Context, _ gofs.FileHandle, out *fuse.Attr
 }
 
 func (n *dirNode) Opendir(ctx context.Context) syscall.Errno {
-	_, err := n.dir.item(ctx)
+	_, err := patiently(ctx, n.dir.item)
 	if errors.Is(err, errAbsent) {
 		return n.gone()
 	}
@@ -251,12 +251,52 @@ func (n *dirNode) Opendir(ctx context.Context) syscall.Errno {
 }
 
 func (n *dirNode) Readdir(ctx context.Context) (gofs.DirStream, syscall.Errno) {
-	names, err := n.dir.list(ctx)
+	if d, ok := n.dir.(*imagesDir); ok {
+		list, err := patiently(ctx, d.lazyList)
+		if err != nil {
+			return nil, n.lookupErrno(ctx, err)
+		}
+		return &lazyStream{list: list}, 0
+	}
+	names, err := patiently(ctx, n.dir.list)
 	if err != nil {
 		return nil, n.lookupErrno(ctx, err)
 	}
 	return dirStream(names), 0
 }
+
+// A lazyStream reads a lazyList.
+type lazyStream struct {
+	list lazyList
+	next int
+}
+
+var _ gofs.FileSeekdirer = (*lazyStream)(nil)
+
+func (s *lazyStream) HasNext() bool {
+	for ; s.next < s.list.len; s.next++ {
+		if _, ok := s.list.at(s.next); ok {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *lazyStream) Next() (fuse.DirEntry, syscall.Errno) {
+	name, _ := s.list.at(s.next)
+	s.next++
+	return fuse.DirEntry{Name: name, Mode: syscall.S_IFDIR, Off: uint64(s.next)}, 0
+}
+
+func (s *lazyStream) Seekdir(_ context.Context, off uint64) syscall.Errno {
+	if off > uint64(s.list.len) {
+		return syscall.EINVAL
+	}
+	s.next = int(off)
+	return 0
+}
+
+func (s *lazyStream) Close() {}
 
 func dirStream(names []Name) gofs.DirStream {
 	list := make([]fuse.DirEntry, len(names))
@@ -397,13 +437,13 @@ func (n *fileNode) Release(_ context.Context, h gofs.FileHandle) syscall.Errno {
 }
 
 func (n *fileNode) openNow(ctx context.Context, pid uint32, refused bool) (gofs.FileHandle, uint32, syscall.Errno) {
-	if d, ok := n.parent.(*imageDir); ok && d.holds(n.basis.Load()) {
+	if d, ok := n.parent.(*imageDir); ok && d.holds(ctx, n.basis.Load()) {
 		return n.open(n.item)
 	}
 	now, err := lookup(ctx, n.parent, n.name)
 	if err == nil && now.settle != nil {
 		waiting, stop := patient(ctx, pid)
-		now, err = now.settled(waiting)
+		now, err = now.settle(waiting)
 		stop()
 	}
 	if err != nil && !errors.Is(err, errAbsent) {
@@ -411,6 +451,9 @@ func (n *fileNode) openNow(ctx context.Context, pid uint32, refused bool) (gofs.
 	}
 	if err == nil && now.same(n.item) {
 		n.basis.Store(now.basis)
+		if now.blob == nil {
+			now = n.item // with the data that all who have it open share
+		}
 		return n.open(now)
 	}
 	switch {
@@ -437,24 +480,18 @@ func (n *fileNode) open(now *Item) (gofs.FileHandle, uint32, syscall.Errno) {
 
 // lookup is that of a directory, which a signal that does not end the caller only begins anew.
 func lookup(ctx context.Context, in dir, name string) (*Item, error) {
-	item, err := in.lookup(ctx, name)
+	return patiently(ctx, func(ctx context.Context) (*Item, error) { return in.lookup(ctx, name) })
+}
+
+// patiently does something that a signal that does not end the caller only begins anew.
+func patiently[T any](ctx context.Context, do func(context.Context) (T, error)) (T, error) {
+	done, err := do(ctx)
 	if errors.Is(err, context.Canceled) {
 		waiting, stop := patient(ctx, pidOf(ctx))
 		defer stop()
-		return in.lookup(waiting, name)
+		return do(waiting)
 	}
-	return item, err
-}
-
-// settled is a file with its real content in place of the presumed.
-func (i *Item) settled(ctx context.Context) (*Item, error) {
-	data, err := i.settle(ctx)
-	if err != nil {
-		return nil, err
-	}
-	real := *i
-	real.settle, real.data, real.Size = nil, data, int64(len(data))
-	return &real, nil
+	return done, err
 }
 
 // open opens what is there now. cached: it is what the inode stands for, so the

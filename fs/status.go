@@ -10,7 +10,7 @@ import (
 	"irfs/sign"
 )
 
-// A Row is one image of a registry, an index in which nothing counts, or an app whose index.json cannot be used.
+// A Row is one image of a registry, an index in which nothing counts, or an app of which every word is `corrupt` for one reason.
 type Row struct {
 	Ref string `json:"ref"` // a tag that leads to it, "" for none
 	sign.Report
@@ -95,12 +95,14 @@ func (t *Tree) Status(ctx context.Context, full bool) (*Overview, error) {
 }
 
 func (t *Tree) appStatus(ctx context.Context, name string, full bool) ([]Row, error) {
-	app, snap, err := t.Registry.Look(name)
+	app, snap, err := t.Registry.Look(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	if snap.Err != nil {
-		return []Row{{"", sign.BrokenApp(name, snap)}}, nil
+	if fault, err := snap.Fault(ctx); err != nil {
+		return nil, err
+	} else if fault != nil {
+		return []Row{{"", sign.BrokenApp(name, fault)}}, nil
 	}
 	var rows []Row
 	add := func(ref string, e layout.Entry) error {

@@ -63,8 +63,8 @@ type Item struct {
 
 	dir  dir
 	data []byte
-	// settle computes the real content of a file whose data is only presumed.
-	settle func(context.Context) ([]byte, error)
+	// settle computes the real file, where the data is only presumed.
+	settle func(context.Context) (*Item, error)
 	// blob opens a file of the layout; stamp tells which one it is.
 	blob  func() (*layout.Blob, error)
 	stamp layout.Stamp
@@ -140,8 +140,10 @@ func (t *Tree) Read(ctx context.Context, name string) (data []byte, blob *layout
 		blob, err = item.blob()
 		return nil, blob, err
 	case item.settle != nil:
-		data, err = item.settle(ctx)
-		return data, nil, err
+		if item, err = item.settle(ctx); err != nil {
+			return nil, nil, err
+		}
+		return item.data, nil, nil
 	case item.live != nil:
 		return item.live(uint32(os.Getuid())), nil, nil
 	}
@@ -209,8 +211,8 @@ func (p place) app() (*layout.App, error) {
 }
 
 // look gives the app, and its present state.
-func (p place) look() (*layout.App, *layout.Snapshot, error) {
-	app, snap, err := p.t.Registry.Look(p.name)
+func (p place) look(ctx context.Context) (*layout.App, *layout.Snapshot, error) {
+	app, snap, err := p.t.Registry.Look(ctx, p.name)
 	if err != nil {
 		return nil, nil, absent(err)
 	}
@@ -427,7 +429,7 @@ func (d *appMetaDir) lookup(ctx context.Context, name string) (*Item, error) {
 	if name != "check" {
 		return nil, errAbsent
 	}
-	app, snap, err := d.look()
+	app, snap, err := d.look(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -455,8 +457,10 @@ func (t *Tree) Check(ctx context.Context, app *layout.App, snap *layout.Snapshot
 	} else if err != nil {
 		return nil, err
 	}
-	if snap.Err != nil {
-		return append(wrong, snap.Err.Error()), nil
+	if fault, err := snap.Fault(ctx); err != nil {
+		return nil, err
+	} else if fault != nil {
+		return append(wrong, fault.Error()), nil
 	}
 	for _, tag := range snap.Tags() {
 		if e, err := snap.Tag(ctx, tag); err == nil && e.Digest == "" {
@@ -469,9 +473,11 @@ func (t *Tree) Check(ctx context.Context, app *layout.App, snap *layout.Snapshot
 	}
 	for _, e := range entries {
 		if layout.IsIndex(e.MediaType) && e.Err == nil {
-			_, err := snap.Manifest(e)
+			err := snap.CheckIndex(ctx, e)
 			if errors.Is(err, layout.ErrCorrupt) && !errors.Is(err, layout.ErrMissing) {
 				wrong = append(wrong, fmt.Sprintf("%s: %v", e.Digest, err))
+			} else if err != nil && !errors.Is(err, layout.ErrMissing) {
+				return nil, err
 			}
 			continue
 		}
@@ -551,7 +557,7 @@ type imagesDir struct {
 	path string // tags or manifests
 }
 
-func (d *imagesDir) item(context.Context) (*Item, error) {
+func (d *imagesDir) item(ctx context.Context) (*Item, error) {
 	at, err := d.at()
 	if err == nil && !at.App {
 		err = errAbsent
@@ -559,7 +565,7 @@ func (d *imagesDir) item(context.Context) (*Item, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, snap, err := d.look()
+	_, snap, err := d.look(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -615,28 +621,40 @@ func (d *imagesDir) lookup(ctx context.Context, name string) (*Item, error) {
 }
 
 func (d *imagesDir) list(ctx context.Context) ([]Name, error) {
-	_, snap, err := d.look()
+	lazy, err := d.lazyList(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if snap.Err != nil {
-		return nil, nil
+	list := make([]Name, 0, lazy.len)
+	for i := range lazy.len {
+		if name, ok := lazy.at(i); ok {
+			list = append(list, Name{name, fs.ModeDir})
+		}
 	}
-	var names []string
+	return sorted(list), nil
+}
+
+// A lazyList makes the names of directories one by one, of what all who read the list share: there may be very many.
+type lazyList struct {
+	len int
+	at  func(i int) (name string, ok bool) // false: there is none
+}
+
+func (d *imagesDir) lazyList(ctx context.Context) (lazyList, error) {
+	_, snap, err := d.look(ctx)
+	if err != nil || snap.Err != nil {
+		return lazyList{}, err
+	}
 	if d.path == "tags" {
-		for _, tag := range snap.Tags() {
-			if name, ok := tagName(tag); ok {
-				names = append(names, name)
-			}
-		}
-	} else {
-		entries, err := snap.Entries(ctx)
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range entries {
-			names = append(names, digestName(e.Digest))
-		}
+		return lazyList{snap.Tagged(), func(i int) (string, bool) {
+			tag, again := snap.TagAt(i)
+			name, ok := tagName(tag)
+			return name, ok && !again
+		}}, nil
 	}
-	return sorted(dirs(names...)), nil
+	list, err := snap.Listing(ctx)
+	if err != nil {
+		return lazyList{}, err
+	}
+	return lazyList{list.Len(), func(i int) (string, bool) { return digestName(list.At(i)), true }}, nil
 }

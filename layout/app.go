@@ -30,27 +30,33 @@ type App struct {
 
 	turn chan struct{} // held by the goroutine that changes the app
 
-	mu      sync.Mutex
-	ground  ground
-	guarded atomic.Bool // when the ground was surveyed, only those who are trusted could exchange what is in the directories of blobs
-	snap    *Snapshot   // the last reading of index.json
-	seen    sighting
-	good    *Snapshot // the last one that could be used
-	torn    time.Time // since when index.json has not been usable
-	indexes map[indexKey]*readIndex
+	mu         sync.Mutex
+	ground     ground
+	guarded    atomic.Bool // when the ground was surveyed, only those who are trusted could exchange what is in the directories of blobs
+	snap       *Snapshot   // the last reading of index.json
+	seen       sighting
+	good       *Snapshot // the last one that could be used
+	torn       time.Time // since when index.json has not been usable
+	looks      Flights[struct{}, *Snapshot]
+	indexes    map[indexKey]*readIndex
+	indexBytes int64 // what these cost (costOf)
 
 	noSubject map[uint64]bool // manifests, by a hash of their digests
 
 	recents *recents // its registry's, as are
 	keeper  *keeper  // this, nil for one that is not published yet,
+	large   *large   // this, likewise,
 	windows windows  // and this
+
+	used atomic.Int64 // when it was last, in nanoseconds since 1970
 }
 
 // A readIndex is a nested index as it was read from its blob, or why it could not be read.
 type readIndex struct {
-	seen  sighting
-	index *v1.Index
-	err   error
+	seen     sighting
+	subject  *v1.Descriptor
+	children []child
+	err      error
 }
 
 // An indexKey is what the reading of a nested index depends on besides its bytes.
@@ -124,6 +130,7 @@ func (a *App) stands(g ground) bool {
 
 // current gives the last reading of index.json if it surely still is what it was, and nil if not.
 func (a *App) current() *Snapshot {
+	a.used.Store(time.Now().UnixNano())
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.snap == nil || !a.proves(a.seen) || !a.stands(a.ground) {
@@ -158,6 +165,12 @@ func (s *Snapshot) digestOfBytes() digest.Digest {
 	return digest.NewDigestFromBytes(digest.SHA256, s.sum[:])
 }
 
+// A State tells the bytes that index.json had from any others.
+type State [sha256.Size]byte
+
+// State tells what index.json said.
+func (s *Snapshot) State() State { return s.sum }
+
 // Equal says whether index.json had the same bytes.
 func (s *Snapshot) Equal(other *Snapshot) bool { return s.sum == other.sum }
 
@@ -166,39 +179,52 @@ func (s *Snapshot) Equal(other *Snapshot) bool { return s.sum == other.sum }
 type content struct {
 	rows
 
-	mu      sync.Mutex
+	mu      sync.Mutex    // held for moments only
 	reached *reached      // the last walk through the nested indexes
 	words   *wording      // what all of them say
 	asked   time.Time     // when it was made sure that this is still so,
 	took    time.Duration // and how long that took
+
+	walks    Flights[struct{}, *reached]
+	wordings Flights[struct{}, *wording]
+	contents Flights[indexKey, inIndex]
 }
 
 // refName is the annotation that holds a tag, OCI image-spec v1.1, annotations.md.
 const refName = v1.AnnotationRefName
 
-// Snapshot gives the present state of the app. Its error is the system's; an
+// Snapshot gives the present state of the app. Its error is the system's, or ctx's; an
 // index.json that cannot be used gives a snapshot with Err.
 //
 // A file that does not parse and changed a moment ago may be one that another
 // tool is writing where it stands: it is read again, and then the last good state
 // of this very file serves, for two seconds at most.
-func (a *App) Snapshot() (*Snapshot, error) {
+func (a *App) Snapshot(ctx context.Context) (*Snapshot, error) {
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.snap != nil && a.proves(a.seen) && unmoved(a.parent, a.path+"/"+indexName, a.seen.Stamp) {
-		return a.snap, nil
+	last, seen := a.snap, a.seen
+	a.mu.Unlock()
+	a.used.Store(time.Now().UnixNano())
+	if last != nil && a.proves(seen) && unmoved(a.parent, a.path+"/"+indexName, seen.Stamp) {
+		return last, nil
 	}
+	return a.looks.Fresh(ctx, struct{}{}, a.lookAgain)
+}
+
+// lookAgain is Snapshot for all who ask at once.
+func (a *App) lookAgain(ctx context.Context) (*Snapshot, error) {
 	dirfd, err := a.open()
 	if err != nil {
 		return nil, err
 	}
 	defer closeFD(dirfd)
 	for try := 0; ; try++ {
-		snap, err := a.look(dirfd)
+		snap, err := a.look(ctx, dirfd)
 		if err != nil {
 			return nil, err
 		}
 		if snap.Err == nil {
+			a.mu.Lock()
+			defer a.mu.Unlock()
 			a.good, a.torn = snap, time.Time{}
 			return snap, nil
 		}
@@ -206,6 +232,8 @@ func (a *App) Snapshot() (*Snapshot, error) {
 			return snap, nil
 		}
 		if try == 3 {
+			a.mu.Lock()
+			defer a.mu.Unlock()
 			if a.mayBeTorn(snap) {
 				return a.good, nil
 			}
@@ -232,47 +260,78 @@ func (a *App) mayBeTorn(snap *Snapshot) bool {
 		time.Since(a.torn) < racyFor
 }
 
-// load reads index.json, with a.mu held, and gives its bytes as well.
-func (a *App) load(dirfd int) (*Snapshot, []byte, error) {
+// load reads index.json, and gives its bytes as well.
+func (a *App) load(ctx context.Context, dirfd int) (*Snapshot, []byte, sighting, error) {
+	was, _ := statBeneath(dirfd, indexName)
+	leave, err := a.large.enter(ctx, was.Size)
+	if err != nil {
+		return nil, nil, sighting{}, err
+	}
+	defer leave()
 	data, seen, attr, err := a.readFile(dirfd, indexName, -1, MaxIndex)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = corruptf("%s: not there", indexName)
 	}
 	if err != nil && !errors.Is(err, ErrCorrupt) {
-		return nil, nil, err
+		return nil, nil, seen, err
 	}
 	if err != nil {
 		if dir, err := fstat(dirfd, a.Name); err == nil && (attr == Attr{} || !attr.Mode.IsRegular()) {
 			attr = dir
 		}
+		a.mu.Lock()
+		defer a.mu.Unlock()
 		a.snap = nil
-		return &Snapshot{Attr: attr, Err: err, app: a, serial: serials.Add(1), content: &content{}}, nil, nil
+		return &Snapshot{Attr: attr, Err: err, app: a, serial: serials.Add(1), content: &content{}}, nil, seen, nil
 	}
 	sum := sha256.Sum256(data)
-	if a.snap != nil && a.snap.sum == sum {
-		return a.again(attr, seen), data, nil
+	if snap := a.again(sum, attr, seen); snap != nil {
+		return snap, data, seen, nil
 	}
-	list, err := parseRows(data)
+	list, err := parseRows(ctx, data)
+	if err != nil && ctx.Err() != nil {
+		return nil, nil, seen, ctx.Err()
+	}
 	if err != nil {
 		err = fmt.Errorf("%s: %w", indexName, err)
 	}
-	a.snap, a.seen = &Snapshot{Attr: attr, Err: err, app: a, serial: serials.Add(1), sum: sum, content: &content{rows: list}}, seen
-	return a.snap, data, nil
+	if snap := a.again(sum, attr, seen); snap != nil { // another was quicker
+		return snap, data, seen, nil
+	}
+	snap := &Snapshot{Attr: attr, Err: err, app: a, serial: serials.Add(1), sum: sum, content: &content{rows: list}}
+	a.mu.Lock()
+	a.snap, a.seen = snap, seen
+	a.mu.Unlock()
+	a.large.keeps(a)
+	return snap, data, seen, nil
 }
 
 // look is load without the bytes, which are not held in memory if they are those of the last reading.
-func (a *App) look(dirfd int) (*Snapshot, error) {
-	if a.snap != nil {
-		if same, seen, attr, err := a.sameFile(context.Background(), dirfd, indexName, a.snap.digestOfBytes(), a.snap.Attr.Size); err == nil && same {
-			return a.again(attr, seen), nil
+func (a *App) look(ctx context.Context, dirfd int) (*Snapshot, error) {
+	a.mu.Lock()
+	last := a.snap
+	a.mu.Unlock()
+	if last != nil {
+		if same, seen, attr, err := a.sameFile(ctx, dirfd, indexName, last.digestOfBytes(), last.Attr.Size); err == nil && same {
+			if snap := a.again(last.sum, attr, seen); snap != nil {
+				return snap, nil
+			}
 		}
 	}
-	snap, _, err := a.load(dirfd)
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	snap, _, _, err := a.load(ctx, dirfd)
 	return snap, err
 }
 
-// again makes the last reading that of a file with the same bytes.
-func (a *App) again(attr Attr, seen sighting) *Snapshot {
+// again makes the last reading that of a file with the same bytes; nil if it is of other ones.
+func (a *App) again(sum [sha256.Size]byte, attr Attr, seen sighting) *Snapshot {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.snap == nil || a.snap.sum != sum {
+		return nil
+	}
 	again := *a.snap
 	again.Attr, again.serial = attr, serials.Add(1)
 	a.snap, a.seen = &again, seen
@@ -308,11 +367,22 @@ type Entry struct {
 
 // Tags lists the app's tags, sorted.
 func (s *Snapshot) Tags() []string {
-	tags := make([]string, len(s.byTag))
-	for n, i := range s.byTag {
-		tags[n] = s.list[i].tag
+	tags := make([]string, 0, len(s.byTag))
+	for i := range s.byTag {
+		if tag, again := s.TagAt(i); !again {
+			tags = append(tags, tag)
+		}
 	}
-	return slices.Compact(tags)
+	return tags
+}
+
+// Tagged is the number of descriptors in index.json that have a tag.
+func (s *Snapshot) Tagged() int { return len(s.byTag) }
+
+// TagAt returns the tag of one of those, which are sorted by it, and whether the one before has the same.
+func (s *Snapshot) TagAt(i int) (tag string, again bool) {
+	tag = s.list[s.byTag[i]].tag
+	return tag, i > 0 && s.list[s.byTag[i-1]].tag == tag
 }
 
 // TagsOf lists the tags that name the digest, sorted.

@@ -364,7 +364,7 @@ func (u *unpacking) index() ([]byte, error) {
 
 // snapshot reads an index.json that the staged app does not have yet.
 func (u *unpacking) snapshot(text []byte) (*Snapshot, error) {
-	list, err := parseRows(text)
+	list, err := parseRows(u.ctx, text)
 	if err != nil {
 		return nil, fmt.Errorf("archive: %s: %w", indexName, err)
 	}
@@ -393,14 +393,14 @@ func (u *unpacking) budget(list []v1.Descriptor, sum int64) error {
 			if sum += u.blobs[d.Digest].size; sum > MaxArchiveIndex {
 				return limitf("archive: over the limit of %d bytes for all its indexes", MaxArchiveIndex)
 			}
-			ri, err := u.App.readIndex(u.dirfd, d)
+			ri, err := u.App.readIndex(u.ctx, u.dirfd, d)
 			if errors.Is(err, ErrCorrupt) { // said later, and better
 				continue
 			}
 			if err != nil {
 				return err
 			}
-			next = append(next, ri.index.Manifests...)
+			next = append(next, ri.children...)
 		}
 		list = next
 	}

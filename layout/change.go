@@ -238,7 +238,7 @@ func (a *App) change(ctx context.Context, rights Rights, try func(l *locked, sna
 	l.clean()
 	clean(a.parent) // what a killed import left in the registry
 	for start := time.Now(); ; {
-		snap, raw, seen, err := l.read()
+		snap, raw, seen, err := l.read(ctx)
 		if err != nil {
 			return err
 		}
@@ -290,12 +290,9 @@ func (l *locked) syncDirs(dirs map[string]bool) error {
 }
 
 // read reads index.json anew, under the lock. A torn one is refused.
-func (l *locked) read() (*Snapshot, []byte, sighting, error) {
+func (l *locked) read(ctx context.Context) (*Snapshot, []byte, sighting, error) {
 	for try := 0; ; try++ {
-		l.app.mu.Lock()
-		snap, raw, err := l.app.load(l.dirfd)
-		seen := l.app.seen
-		l.app.mu.Unlock()
+		snap, raw, seen, err := l.app.load(ctx, l.dirfd)
 		if err != nil {
 			return nil, nil, seen, err
 		}
@@ -347,11 +344,11 @@ func (w *rewriting) annotate(ctx context.Context, s *Snapshot, r *reached, edits
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		n := s.node(r, e.Manifest.Digest)
-		if n == nil {
+		now, ok := s.known(r, e.Manifest.Digest)
+		if !ok {
 			return kindf(ErrNotFound, "%s: index.json does not reach it", e.Manifest.Digest)
 		}
-		if now := r.said.judge(n.Entry); now.Err != nil {
+		if now = r.said.judge(now); now.Err != nil {
 			return now.Err
 		}
 		is, err := setAnnotations(e.Manifest.Bytes, e.Set)
@@ -405,7 +402,7 @@ func (s *Snapshot) rewrite(ctx context.Context, raw []byte, edits []Edit) ([]new
 		touched = append(touched, e.Manifest.Digest)
 	}
 	for _, d := range r.upward(touched) {
-		if err := w.reindex(s.app, dirfd, r.said.judge(r.nodes[d].Entry)); err != nil {
+		if err := w.reindex(s.app, dirfd, r.said.judge(r.nodes[d].entry())); err != nil {
 			return nil, nil, nil, nil, err
 		}
 	}
@@ -439,7 +436,7 @@ func (r *reached) upward(from []digest.Digest) []digest.Digest {
 			return
 		}
 		done[d] = true
-		for _, child := range r.indexes[d].index.Manifests {
+		for _, child := range r.nodes[d].index.children {
 			if in[child.Digest] {
 				visit(child.Digest)
 			}
@@ -734,8 +731,8 @@ func (s *Snapshot) leftBehind(ctx context.Context, moved map[digest.Digest]diges
 		}
 		some(len(s.list)-maxReferrers/2, len(s.list))
 	}
-	for _, d := range r.order {
-		refers(r.nodes[d].Entry)
+	for _, n := range r.order {
+		refers(n.entry())
 	}
 	slices.Sort(left)
 	return slices.Compact(left)

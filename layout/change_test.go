@@ -445,7 +445,7 @@ func TestIndexThatGrowsWhileItIsCompared(t *testing.T) {
 	must(t, os.WriteFile(name, text, 0o644))
 	app, err := registry(t, dir).App("app")
 	must(t, err)
-	_, err = app.Snapshot()
+	_, err = app.Snapshot(t.Context())
 	must(t, err)
 	for wait := range 10 {
 		grown := make(chan error)
@@ -453,7 +453,7 @@ func TestIndexThatGrowsWhileItIsCompared(t *testing.T) {
 			time.Sleep(time.Duration(wait) * time.Millisecond)
 			grown <- os.Truncate(name, 1<<40)
 		}()
-		snap, err := app.Snapshot() // it changed lately, so its bytes are compared
+		snap, err := app.Snapshot(t.Context()) // it changed lately, so its bytes are compared
 		must(t, err)
 		must(t, <-grown)
 		if snap.Err != nil && !errors.Is(snap.Err, layout.ErrLimit) {

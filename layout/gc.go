@@ -45,7 +45,7 @@ func (a *App) Collect(ctx context.Context, grace time.Duration, dryRun bool) (re
 		return nil, nil, err
 	}
 	defer l.release()
-	snap, raw, seen, err := l.read()
+	snap, raw, seen, err := l.read(ctx)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -389,6 +389,9 @@ func (s *Seen) Add(more Seen) {
 	}
 }
 
+// Len is the number of blobs.
+func (s *Seen) Len() int { return len(s.files) }
+
 // Mtime is the newest modification time of the blobs, in nanoseconds since 1970.
 func (s *Seen) Mtime() int64 {
 	var t int64

@@ -3,7 +3,9 @@ package layout_test
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -71,7 +73,7 @@ func TestProven(t *testing.T) {
 	time.Sleep(2100 * time.Millisecond) // before that, times prove nothing in any case
 	for i, row := range rows {
 		for _, again := range []string{"", ", again"} { // the second time its ground is known
-			app, _, err := registries[i].Look("library/app")
+			app, _, err := registries[i].Look(t.Context(), "library/app")
 			must(t, err)
 			file, err := app.OpenFile(blob)
 			must(t, err)
@@ -83,35 +85,50 @@ func TestProven(t *testing.T) {
 	}
 }
 
-// A nested index that this user may not read hides nothing but itself.
+// A nested index that this user may not read hides nothing but itself. It is read by another goroutine than this, so the user is one of a process.
 func TestClosedIndex(t *testing.T) {
+	const inDir = "IRFS_CLOSED_INDEX"
+	if dir := os.Getenv(inDir); dir != "" {
+		readsClosedIndex(t, dir)
+		return
+	}
+	if os.Geteuid() != 0 {
+		irfstest.Skip(t, "only root can be another user")
+	}
 	dir := t.TempDir()
 	must(t, os.Chmod(dir, 0o755))
+	must(t, os.Chmod(filepath.Dir(dir), 0o755))
 	l := sample.New()
-	image := l.Image(sample.Linux("amd64"), sample.Plain("a", "b"))
 	closed := l.Index(l.Image(sample.Linux("arm64")))
-	l.Tag("x", image)
+	l.Tag("x", l.Image(sample.Linux("amd64"), sample.Plain("a", "b")))
 	l.Tag("y", closed)
 	must(t, l.WriteDir(dir+"/app"))
 	must(t, os.Chmod(filepath.Join(dir, "app", sample.Path(closed.Digest)), 0o600))
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestClosedIndex$")
+	cmd.Dir = "/"
+	cmd.Env = append(os.Environ(), inDir+"="+dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 4711, Gid: 4711}}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func readsClosedIndex(t *testing.T, dir string) {
 	reg, err := layout.Open(dir)
 	must(t, err)
 	defer reg.Close()
-	as(t, 4711, 4711, func() {
-		app, err := reg.App("app")
-		must(t, err)
-		snap := snapshot(t, app)
-		e, err := snap.Tag(t.Context(), "x")
-		if err != nil || e.Err != nil || e.Digest != image.Digest {
-			t.Errorf("x: %v, %v", e, err)
-		}
-		e, err = snap.Tag(t.Context(), "y")
-		must(t, err)
-		if _, err := snap.Images(t.Context(), e); !os.IsPermission(err) {
-			t.Errorf("y: %v", err)
-		}
-		if _, err := snap.Entries(t.Context()); !os.IsPermission(err) { // gc has to know all
-			t.Errorf("entries: %v", err)
-		}
-	})
+	app, err := reg.App("app")
+	must(t, err)
+	snap := snapshot(t, app)
+	if e, err := snap.Tag(t.Context(), "x"); err != nil || e.Err != nil {
+		t.Errorf("x: %v, %v", e, err)
+	}
+	e, err := snap.Tag(t.Context(), "y")
+	must(t, err)
+	if _, err := snap.Images(t.Context(), e); !os.IsPermission(err) {
+		t.Errorf("y: %v", err)
+	}
+	if _, err := snap.Entries(t.Context()); !os.IsPermission(err) { // gc has to know all
+		t.Errorf("entries: %v", err)
+	}
 }

@@ -109,7 +109,7 @@ func same(t testing.TB, dir string, before map[string]string) {
 
 func snapshot(t testing.TB, app *layout.App) *layout.Snapshot {
 	t.Helper()
-	snap, err := app.Snapshot()
+	snap, err := app.Snapshot(t.Context())
 	must(t, err)
 	return snap
 }
@@ -212,7 +212,7 @@ func TestAppThatWentAway(t *testing.T) {
 	dir := writeApp(t, small())
 	app := appIn(t, dir)
 	must(t, os.RemoveAll(dir+"/app"))
-	if _, err := app.Snapshot(); !errors.Is(err, layout.ErrNotFound) {
+	if _, err := app.Snapshot(t.Context()); !errors.Is(err, layout.ErrNotFound) {
 		t.Errorf("snapshot: %v", err)
 	}
 	if _, err := annotate(context.Background(), app, "x", "value"); !errors.Is(err, layout.ErrNotFound) {

@@ -7,14 +7,14 @@ import (
 )
 
 // heavy is the work of this process that takes much memory for a while.
-var heavy = rest{after: restAfter}
+var heavy = resting{after: freeAfter}
 
 // Heavy notes that such work begins; the function that it returns has to be called once, when that has ended.
 func Heavy() (end func()) { return heavy.begin() }
 
-// A rest gives memory back to the system some time after the last work that took much of it: Go's runtime alone keeps what it
+// A resting gives memory back to the system some time after the last work that took much of it: Go's runtime alone keeps what it
 // once had for as long as little is made anew.
-type rest struct {
+type resting struct {
 	after time.Duration
 
 	mu    sync.Mutex
@@ -22,10 +22,10 @@ type rest struct {
 	timer *time.Timer
 }
 
-// restAfter is how long nothing heavy has to go on. A collection takes time that grows with what is kept.
-const restAfter = 10 * time.Second
+// freeAfter is how long nothing heavy has to go on. A collection takes time that grows with what is kept.
+const freeAfter = 10 * time.Second
 
-func (r *rest) begin() (end func()) {
+func (r *resting) begin() (end func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.going++

@@ -14,7 +14,7 @@ func TestMemoryIsGivenBack(t *testing.T) {
 		runtime.ReadMemStats(&m)
 		return m.HeapReleased
 	}
-	r := rest{after: 50 * time.Millisecond}
+	r := resting{after: 50 * time.Millisecond}
 	one, two := r.begin(), r.begin()
 	work := make([]byte, size)
 	for i := range work {

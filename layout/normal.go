@@ -348,7 +348,7 @@ func (n *normalising) settleIndex(d v1.Descriptor) (fate, error) {
 	if err != nil {
 		return fate{}, err
 	}
-	children := n.reached.indexes[d.Digest].index.Manifests
+	children := n.reached.nodes[d.Digest].index.children
 	dropped := make([]bool, len(children))
 	var left []v1.Descriptor
 	for i, child := range children {

@@ -43,7 +43,7 @@ func (s *Staged) Publish(ctx context.Context, name string, onExist OnExist) ([]I
 	if err := s.reg.CheckName(name); err != nil {
 		return nil, err
 	}
-	snap, err := s.App.Snapshot()
+	snap, err := s.App.Snapshot(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -302,8 +302,11 @@ func (s *Staged) toAdd(ctx context.Context, snap, staged *Snapshot, mayMove bool
 	if err != nil {
 		return nil, nil, err
 	}
+	if ours.said.over != nil {
+		return nil, nil, fmt.Errorf("%s: %w", snap.app.Name, ours.said.over)
+	}
 	for _, e := range theirs {
-		if have := snap.node(ours, e.Digest); have != nil {
+		if have, ok := snap.known(ours, e.Digest); ok {
 			if err := disagreement(have.Descriptor, e.Descriptor); err != nil {
 				return nil, nil, fmt.Errorf("%s: the archive does not fit: %w", snap.app.Name, err)
 			}
@@ -502,7 +505,7 @@ func heirs(ctx context.Context, snap *Snapshot, keep []digest.Digest) (map[diges
 			if was, ok := heir[index]; ok && was.Digest != d {
 				return nil, corruptf("%s and %s are both in the index %s, and only one can take its place", was.Digest, d, index)
 			}
-			heir[index] = n.Descriptor
+			heir[index] = *n.Descriptor
 		}
 	}
 	return heir, nil

@@ -1,6 +1,7 @@
 package layout
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -49,6 +50,7 @@ type Registry struct {
 	dirs map[string]seenDir
 
 	recents recents
+	large   *large
 
 	staging staging
 	windows windows
@@ -69,12 +71,13 @@ func Open(dir string) (*Registry, error) {
 		closeFD(fd)
 		return nil, fmt.Errorf("registry: %w", err)
 	}
-	return &Registry{path: dir, fd: fd, keeper: keeper, apps: map[string]*App{}, dirs: map[string]seenDir{}, windows: newWindows()}, nil
+	return &Registry{path: dir, fd: fd, keeper: keeper, apps: map[string]*App{}, dirs: map[string]seenDir{}, large: newLarge(), windows: newWindows()}, nil
 }
 
 // Close closes the registry; its apps cannot be used any more.
 func (r *Registry) Close() {
 	r.StopReceiving()
+	r.large.close()
 	closeFD(r.fd)
 }
 
@@ -402,7 +405,7 @@ func (r *Registry) known(name string) *App {
 }
 
 // Look gives the app of that name with its present state. Its errors are those of App and Snapshot.
-func (r *Registry) Look(name string) (*App, *Snapshot, error) {
+func (r *Registry) Look(ctx context.Context, name string) (*App, *Snapshot, error) {
 	if a := r.known(name); a != nil {
 		if snap := a.current(); snap != nil {
 			return a, snap, nil
@@ -417,7 +420,7 @@ func (r *Registry) Look(name string) (*App, *Snapshot, error) {
 		a.ground = a.survey()
 	}
 	a.mu.Unlock()
-	snap, err := a.Snapshot()
+	snap, err := a.Snapshot(ctx)
 	return a, snap, err
 }
 
@@ -461,7 +464,7 @@ func (r *Registry) App(name string) (*App, error) {
 	if a == nil || a.id != d.ID {
 		r.forget()
 		a = newApp(name, r.fd, name)
-		a.id, a.recents, a.keeper, a.windows = d.ID, &r.recents, r.keeper, r.windows
+		a.id, a.recents, a.keeper, a.large, a.windows = d.ID, &r.recents, r.keeper, r.large, r.windows
 		r.apps[name] = a
 	}
 	return a, nil

@@ -28,7 +28,7 @@ func TestAppIsOneDirectory(t *testing.T) {
 	must(t, errors.Join(os.Rename(dir+"/app", dir+"/library"), os.Mkdir(dir+"/app", 0o755), os.Rename(dir+"/library", dir+"/app/nginx")))
 	must(t, errors.Join(os.Mkdir(dir+"/other", 0o755), small().WriteDir(dir+"/other/nginx")))
 	reg := registry(t, dir)
-	app, snap, err := reg.Look("app/nginx")
+	app, snap, err := reg.Look(t.Context(), "app/nginx")
 	must(t, err)
 	namespace, err := reg.Dir("app")
 	must(t, err)
@@ -43,7 +43,7 @@ func TestAppIsOneDirectory(t *testing.T) {
 		_, _, collectErr := app.Collect(context.Background(), 0, false)
 		_, inErr := reg.DirIn("app", namespace.ID, "nginx")
 		_, dirsErr := reg.Dirs("app", namespace)
-		_, snapErr := app.Snapshot()
+		_, snapErr := app.Snapshot(t.Context())
 		for name, err := range map[string]error{
 			"Stat": statErr, "OpenFile": openErr, "List": listErr, "CheckVersion": app.CheckVersion(), "Manifest": manifestErr, "Snapshot": snapErr,
 			"Annotate": annotateErr, "Collect": collectErr, "DirIn": inErr, "Dirs": dirsErr,
@@ -68,7 +68,7 @@ func TestAppIsOneDirectory(t *testing.T) {
 		if os.Getuid() != 0 {
 			irfstest.Skip(t, "only root can give a directory away")
 		}
-		snap, err = app.Snapshot()
+		snap, err = app.Snapshot(t.Context())
 		must(t, err)
 		entry, err = snap.Tag(t.Context(), "x")
 		must(t, err)

@@ -1,7 +1,9 @@
 package layout
 
 import (
+	"bytes"
 	"cmp"
+	"context"
 	"iter"
 	"slices"
 	"sync"
@@ -25,9 +27,31 @@ type row struct {
 	mediaType string
 	tag       string // "" for none
 	platform  *v1.Platform
-	rest      *v1.Descriptor // what few have; nil if there is nothing
+	rest      *rest // what few have; nil if there is nothing
 	at        span32
 	again     bool // a row before it has this digest
+}
+
+// A rest is what is kept of a row's descriptor besides: neither urls nor what nobody asks for of its annotations.
+type rest struct {
+	data  []byte
+	notes []Annotation
+}
+
+// noted are the annotations in a rest. A tag is one only if it is empty.
+var noted = []string{refName, fullName, referenceType, referenceDigest}
+
+func restOf(d v1.Descriptor) *rest {
+	r := &rest{data: d.Data}
+	for _, key := range noted {
+		if value, ok := d.Annotations[key]; ok && (key != refName || value == "") {
+			r.notes = append(r.notes, Annotation{key, value})
+		}
+	}
+	if r.data == nil && r.notes == nil {
+		return nil
+	}
+	return r
 }
 
 // A span32 is where a row stands in index.json, after the comma and white space that may be before it.
@@ -36,37 +60,36 @@ type span32 struct{ start, end uint32 }
 // rowsOf collects rows; add takes them one by one, and done ends it.
 type rowsOf struct {
 	rows
-	platforms map[plainPlatform]*v1.Platform
+	platforms platforms
 }
+
+// platforms are those of one document, which are mostly few.
+type platforms map[plainPlatform]*v1.Platform
 
 // A plainPlatform is one without os.features.
 type plainPlatform struct{ os, architecture, variant, version string }
 
-func newRowsOf() *rowsOf {
-	return &rowsOf{platforms: map[plainPlatform]*v1.Platform{}}
+// share returns a platform that says the same, in the same memory as one before it.
+func (ps platforms) share(p *v1.Platform) *v1.Platform {
+	if p == nil || p.OSFeatures != nil {
+		return p
+	}
+	key := plainPlatform{p.OS, p.Architecture, p.Variant, p.OSVersion}
+	if same, ok := ps[key]; ok {
+		return same
+	}
+	ps[key] = p
+	return p
 }
 
-// add takes a row. It reports whether it keeps all of the descriptor.
-func (b *rowsOf) add(d v1.Descriptor, at span) bool {
-	r := row{digest: d.Digest, size: d.Size, mediaType: d.MediaType, platform: d.Platform, at: span32{uint32(at.start), uint32(at.end)}}
-	if p := d.Platform; p != nil && p.OSFeatures == nil {
-		key := plainPlatform{p.OS, p.Architecture, p.Variant, p.OSVersion}
-		if same, ok := b.platforms[key]; ok {
-			r.platform = same
-		} else {
-			b.platforms[key] = p
-		}
-	}
-	others := len(d.Annotations)
-	if r.tag = d.Annotations[refName]; r.tag != "" {
-		others--
-	}
-	if others > 0 || d.URLs != nil || d.Data != nil || d.ArtifactType != "" {
-		rest := d
-		r.rest = &rest
-	}
-	b.list = append(b.list, r)
-	return r.rest != nil
+func newRowsOf() *rowsOf { return &rowsOf{platforms: platforms{}} }
+
+// add takes a row. It keeps neither the descriptor nor its annotations.
+func (b *rowsOf) add(d v1.Descriptor, at span) {
+	b.list = append(b.list, row{
+		digest: d.Digest, size: d.Size, mediaType: d.MediaType, tag: d.Annotations[refName],
+		platform: b.platforms.share(d.Platform), rest: restOf(d), at: span32{uint32(at.start), uint32(at.end)},
+	})
 }
 
 func (b *rowsOf) done() rows {
@@ -97,7 +120,8 @@ func (b *rowsOf) done() rows {
 			first = i
 		}
 		if row.again || row.rest != nil {
-			r.said = *r.said.with(r.descriptor(int(first)), r.descriptor(int(i)))
+			d := r.bare(int(i))
+			r.said = *r.said.with(saying{r.list[first].size, r.list[first].mediaType}, &d)
 		}
 	}
 	r.said.own = false
@@ -109,17 +133,62 @@ func (b *rowsOf) done() rows {
 	return r
 }
 
-// descriptor gives a row as it was read.
+// A child is what is kept of a descriptor in a nested index: of its annotations only the type of what refers to another, and no urls.
+type child = v1.Descriptor
+
+// mostDescriptors guesses how many descriptors a document has, and is never far above.
+func mostDescriptors(doc []byte) int {
+	const shortest = 100 // bytes of one
+	return min(bytes.Count(doc, []byte(`"digest"`)), len(doc)/shortest)
+}
+
+// parseChildren is [ParseIndex] of a nested index, of which its subject and its children are wanted.
+func parseChildren(ctx context.Context, doc []byte, mediaType string) (*v1.Descriptor, []child, error) {
+	list := make([]child, 0, mostDescriptors(doc))
+	shared := platforms{}
+	types := map[string]map[string]string{}
+	index, err := parseIndex(ctx, doc, mediaType, func(d v1.Descriptor, _ span) {
+		c := child{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size, Data: d.Data, Platform: shared.share(d.Platform)}
+		if what, ok := d.Annotations[referenceType]; ok {
+			if types[what] == nil {
+				types[what] = map[string]string{referenceType: what}
+			}
+			c.Annotations = types[what]
+		}
+		list = append(list, c)
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return index.Subject, list, nil
+}
+
+// descriptor gives a row, as much of it as is kept.
 func (r *rows) descriptor(i int) v1.Descriptor {
 	row := &r.list[i]
-	if row.rest != nil {
-		d := *row.rest
-		d.Digest, d.Platform = row.digest, row.platform
-		return d
-	}
 	d := v1.Descriptor{MediaType: row.mediaType, Digest: row.digest, Size: row.size, Platform: row.platform}
 	if row.tag != "" {
 		d.Annotations = map[string]string{refName: row.tag}
+	}
+	if row.rest == nil {
+		return d
+	}
+	d.Data = row.rest.data
+	for _, note := range row.rest.notes {
+		if d.Annotations == nil {
+			d.Annotations = map[string]string{}
+		}
+		d.Annotations[note.Key] = note.Value
+	}
+	return d
+}
+
+// bare gives a row without its annotations and platform.
+func (r *rows) bare(i int) v1.Descriptor {
+	row := &r.list[i]
+	d := v1.Descriptor{MediaType: row.mediaType, Digest: row.digest, Size: row.size}
+	if row.rest != nil {
+		d.Data = row.rest.data
 	}
 	return d
 }
@@ -137,6 +206,14 @@ func (r *rows) descriptors() iter.Seq2[int, v1.Descriptor] {
 // of gives the rows with that digest, in their order.
 func (r *rows) of(d digest.Digest) []int32 {
 	return equalRange(r.byDigest, func(i int32) int { return cmp.Compare(r.list[i].digest, d) })
+}
+
+// first gives the first row with that digest, nil for none.
+func (r *rows) first(d digest.Digest) *row {
+	if list := r.of(d); len(list) > 0 {
+		return &r.list[list[0]]
+	}
+	return nil
 }
 
 // tagged gives the rows with that tag, in their order; there should be one.

@@ -134,7 +134,7 @@ func (r *rows) moveRows(doc []byte, moves map[digest.Digest]move) ([]byte, *rows
 		row.at.start += uint32(shift)
 		_, moved := moves[row.digest]
 		if !moved && row.rest != nil {
-			_, moved = moves[digest.Digest(row.rest.Annotations[referenceDigest])]
+			_, moved = moves[digest.Digest(r.descriptor(i).Annotations[referenceDigest])]
 		}
 		if moved {
 			here, err := scan(doc, at).moveDescriptor(nil, moves)
@@ -183,9 +183,7 @@ func (r *rows) moveRow(i int, text []byte) bool {
 		r.byDigest = slices.Insert(sorted, to, int32(i))
 	}
 	row.digest, row.size = d.Digest, d.Size
-	if row.rest != nil {
-		row.rest = &d
-	}
+	row.rest = restOf(d)
 	return true
 }
 

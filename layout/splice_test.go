@@ -820,7 +820,7 @@ func FuzzMoveDescriptors(f *testing.F) {
 		if want := moved(t, doc, moves); !bytes.Equal(got, want) {
 			t.Fatalf("from %q\ngot  %q\nwant %q", doc, got, want)
 		}
-		list, err := parseRows(doc)
+		list, err := parseRows(t.Context(), doc)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -828,7 +828,7 @@ func FuzzMoveDescriptors(f *testing.F) {
 		if err != nil || !bytes.Equal(rowByRow, got) {
 			t.Fatalf("row by row: %v\nfrom %q\ngot  %q\nwant %q", err, doc, rowByRow, got)
 		}
-		if read, err := parseRows(got); now != nil && (err != nil || !reflect.DeepEqual(*now, read)) {
+		if read, err := parseRows(t.Context(), got); now != nil && (err != nil || !reflect.DeepEqual(*now, read)) {
 			t.Fatalf("rows: %v\nfrom %q\ngot  %+v\nwant %+v", err, doc, *now, read)
 		}
 		if before, after := listOf(t, doc), listOf(t, appended); !bytes.HasPrefix(appended, doc[:before.start]) || !bytes.HasSuffix(appended, doc[before.end:]) {

@@ -2,10 +2,12 @@ package layout
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"strconv"
 	"strings"
 
@@ -19,6 +21,9 @@ const (
 	MaxManifest = 4 << 20  // bytes of an image manifest, as registries limit it (OCI distribution-spec v1.1, "Pushing Manifests")
 	MaxConfig   = 8 << 20  // bytes of an image config
 	MaxIndex    = 64 << 20 // bytes of index.json or of a nested index
+	MaxIndexes  = 64 << 20 // bytes of all nested indexes that an index.json leads to, each digest once, and one of less than a KiB as one KiB
+
+	MaxIndexImages = 1 << 14 // images in an index, and in the indexes in it; in index.json there may be more
 
 	MaxDepth      = 64      // objects and arrays in one another, in any JSON document
 	MaxStrings    = 1 << 20 // annotations, urls and the like in a document: in memory each takes many times its few bytes
@@ -101,9 +106,9 @@ func limitf(format string, args ...any) error {
 // Other unknown members are well-formed, and otherwise ignored. The names in maps, such as annotations, are free.
 func ParseIndex(doc []byte, mediaType string) (*v1.Index, error) {
 	var list []v1.Descriptor
-	index, err := parseIndex(doc, mediaType, func(d v1.Descriptor, _ span) bool {
+	index, err := parseIndex(context.Background(), doc, mediaType, func(d v1.Descriptor, _ span) {
+		d.Annotations = maps.Clone(d.Annotations)
 		list = append(list, d)
-		return true
 	})
 	if err != nil {
 		return nil, err
@@ -113,16 +118,18 @@ func ParseIndex(doc []byte, mediaType string) (*v1.Index, error) {
 }
 
 // parseRows is [ParseIndex] of an index.json, of which nothing but its descriptors is wanted.
-func parseRows(doc []byte) (rows, error) {
+func parseRows(ctx context.Context, doc []byte) (rows, error) {
 	b := newRowsOf()
-	if _, err := parseIndex(doc, "", b.add); err != nil {
+	b.list = make([]row, 0, mostDescriptors(doc))
+	if _, err := parseIndex(ctx, doc, "", b.add); err != nil {
 		return rows{}, err
 	}
 	return b.done(), nil
 }
 
-// parseIndex is [ParseIndex], and gives each descriptor, with where it is, to row instead of keeping it. row reports whether it keeps it.
-func parseIndex(doc []byte, mediaType string, row func(d v1.Descriptor, at span) bool) (*v1.Index, error) {
+// parseIndex is [ParseIndex], and gives each descriptor, with where it is, to row instead of keeping it. Its annotations are row's only until it
+// returns. The error may be ctx's.
+func parseIndex(ctx context.Context, doc []byte, mediaType string, row func(d v1.Descriptor, at span)) (*v1.Index, error) {
 	index := new(v1.Index)
 	found := false
 	err := parse(doc, MaxIndex, func(r reader, name string) (err error) {
@@ -135,7 +142,7 @@ func parseIndex(doc []byte, mediaType string, row func(d v1.Descriptor, at span)
 			index.ArtifactType, err = r.string()
 		case "manifests":
 			found = true
-			err = r.eachDescriptor(doc, row)
+			err = r.eachDescriptor(ctx, doc, row)
 		case "subject":
 			index.Subject, err = r.optionalDescriptor()
 		case "annotations":
@@ -385,7 +392,7 @@ type reader struct {
 type memory struct {
 	kept  int               // strings that keep counted
 	words map[string]string // some that came before
-	spare map[string]string // annotations that nobody keeps
+	spare map[string]string // annotations of which nobody has the map any more
 }
 
 // maxWords is how many words a memory has: names of members, media types and platforms are few.
@@ -601,16 +608,23 @@ func (r reader) descriptors() (list []v1.Descriptor, err error) {
 	return list, err
 }
 
-// eachDescriptor reads an array of them, and tells of each where in doc it is. do reports whether it keeps it.
-func (r reader) eachDescriptor(doc []byte, do func(d v1.Descriptor, at span) bool) error {
+// eachDescriptor reads an array of them, and tells of each where in doc it is. The annotations are do's only until it returns.
+func (r reader) eachDescriptor(ctx context.Context, doc []byte, do func(d v1.Descriptor, at span)) error {
+	const often = 1 << 10 // descriptors, which take about a millisecond
+	n := 0
 	return r.elements(func() error {
+		if n++; n%often == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
 		start := int(r.dec.InputOffset())
 		d, err := r.descriptor()
 		end := int(r.dec.InputOffset())
-		if err == nil && !do(d, span{end - len(bytes.TrimLeft(doc[start:end], whiteSpace+",")), end}) {
-			r.spare = d.Annotations
+		if err != nil {
+			return err
 		}
-		return err
+		do(d, span{end - len(bytes.TrimLeft(doc[start:end], whiteSpace+",")), end})
+		r.spare = d.Annotations
+		return nil
 	})
 }
 

@@ -15,7 +15,7 @@ func (l *locked) takeBack() {
 	if len(l.brought)+len(l.made) == 0 {
 		return
 	}
-	snap, raw, seen, err := l.read()
+	snap, raw, seen, err := l.read(context.Background())
 	if err != nil {
 		return
 	}

@@ -31,7 +31,7 @@ func TestVerifierForgetsWhatIsGone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		snap, err := app.Snapshot()
+		snap, err := app.Snapshot(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -80,7 +80,7 @@ func TestVerifierKeepsNothingOfWhatWasInTheWay(t *testing.T) {
 	must(l.WriteDir(app))
 	a, err := reg.App("app")
 	must(err)
-	snap, err := a.Snapshot()
+	snap, err := a.Snapshot(t.Context())
 	must(err)
 	e, err := snap.Tag(t.Context(), "x")
 	must(err)

@@ -283,11 +283,18 @@ func Signable(ctx context.Context, snap *layout.Snapshot) ([]layout.Entry, error
 			continue
 		}
 		seen[e.Digest] = true
+		if layout.IsIndex(e.MediaType) {
+			if err := snap.CheckIndex(ctx, e); err != nil {
+				return nil, err
+			}
+			list = append(list, e)
+			continue
+		}
 		m, err := snap.Manifest(e)
 		if err != nil {
 			return nil, err
 		}
-		if m.Kind == layout.KindImage || m.Kind == layout.KindIndex {
+		if m.Kind == layout.KindImage {
 			list = append(list, e)
 		}
 	}

@@ -323,16 +323,18 @@ func TestSignIndex(t *testing.T) {
 		wantWord(t, verify(t, verifier, app, ref, true), sign.Verified, "")
 	}
 	snap, e := resolve(t, app, "all")
-	images, err := snap.Images(t.Context(), e)
+	m, err := snap.Manifest(e)
+	must(t, err)
+	index, err := layout.ParseIndex(m.Bytes, m.MediaType)
 	must(t, err)
 	found := false
-	for _, e := range images {
-		if e.Digest == attestation.Digest {
-			found = e.Annotations["vnd.docker.reference.digest"] == string(outcome.Moved(amd.Digest))
+	for _, d := range index.Manifests {
+		if d.Digest == attestation.Digest {
+			found = d.Annotations["vnd.docker.reference.digest"] == string(outcome.Moved(amd.Digest))
 		}
 	}
 	if !found {
-		t.Errorf("the attestation does not follow its image: %+v", images)
+		t.Errorf("the attestation does not follow its image: %+v", index)
 	}
 }
 

@@ -34,12 +34,12 @@ func TestVerifyCorruptIndexes(t *testing.T) {
 	app, _ := appOf(t, files)
 	verifier := sign.NewVerifier(trust(ca))
 
-	snap, err := app.Snapshot()
+	snap, err := app.Snapshot(t.Context())
 	must(t, err)
 	ask := func(name string, e layout.Entry, words string) {
 		t.Helper()
 		for _, full := range []bool{false, true} {
-			if v := verifier.Known(context.Background(), app, snap, e); v != nil && v.Status != sign.Corrupt {
+			if v := verifier.Known(context.Background(), app, snap, e, true); v != nil && v.Status != sign.Corrupt {
 				t.Errorf("%s: known as %s, %s", name, v.Status, v.Reason)
 			}
 			v, err := verifier.Verify(context.Background(), app, snap, e, full)
@@ -77,7 +77,7 @@ func TestVerifyCorruptIndexes(t *testing.T) {
 	v, err := verifier.Verify(context.Background(), app, snap, e, true)
 	must(t, err)
 	wantWord(t, v, sign.Verified, "")
-	if v := verifier.Known(context.Background(), app, snap, e); v == nil || v.Status != sign.Verified {
+	if v := verifier.Known(context.Background(), app, snap, e, true); v == nil || v.Status != sign.Verified {
 		t.Errorf("what is good is not known: %+v", v)
 	}
 }

@@ -36,7 +36,7 @@ type layerCheck struct {
 
 // layers are the checks of layers that are under way, and the last ones.
 type layers struct {
-	flights flights[layerKey, *layerCheck]
+	flights layout.Flights[layerKey, *layerCheck]
 
 	mu   sync.Mutex
 	last map[layerKey]*layerCheck
@@ -81,8 +81,8 @@ func (l *layers) check(ctx context.Context, snap *layout.Snapshot, d v1.Descript
 			}
 			last = nil
 		}
-		check, err := l.flights.fly(ctx, key, func(ctx context.Context, began time.Time) (*layerCheck, error) {
-			check := &layerCheck{began: began}
+		check, _, err := l.flights.Do(ctx, key, func(ctx context.Context) (*layerCheck, error) {
+			check := &layerCheck{began: time.Now()}
 			if last != nil { // the same bytes, which have only to be hashed, unpack to the same
 				seen, same, err := snap.Same(ctx, last.seen)
 				if err != nil {

@@ -51,7 +51,7 @@ func TestSignableReadsOnce(t *testing.T) {
 		l.Tag(fmt.Sprint(i), image)
 	}
 	app, dir := appOf(t, l)
-	snap, err := app.Snapshot()
+	snap, err := app.Snapshot(t.Context())
 	must(t, err)
 	n := opened(t, filepath.Join(dir, sample.Path(image.Digest)), func() {
 		list, err := sign.Signable(t.Context(), snap)

@@ -37,9 +37,9 @@ type Report struct {
 	CA        string   `json:"ca"`
 }
 
-// BrokenApp is the report on an app whose index.json cannot be used.
-func BrokenApp(name string, snap *layout.Snapshot) Report {
-	return Report{App: name, Tags: []string{}, Status: Corrupt, Reason: snap.Err.Error(), Layers: LayersUnchecked}
+// BrokenApp is the report on an app that has that fault (layout.Snapshot.Fault).
+func BrokenApp(name string, fault error) Report {
+	return Report{App: name, Tags: []string{}, Status: Corrupt, Reason: fault.Error(), Layers: LayersUnchecked}
 }
 
 // Report puts a verdict beside what it is about.

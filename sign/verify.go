@@ -143,10 +143,12 @@ type Verifier struct {
 
 	mu       sync.Mutex
 	verdicts map[verdictKey]*Verdict
+	weight   int // of all of them
 	most     int // verdicts, before those are forgotten that nobody can ask for any more
-	flights  flights[verdictKey, look]
 
-	layers layers
+	flights layout.Flights[verdictKey, look]
+	indexes layout.Flights[indexKey, *Verdict]
+	layers  layers
 }
 
 type verdictKey struct {
@@ -155,11 +157,22 @@ type verdictKey struct {
 	full   bool
 }
 
-// maxVerdicts bounds what a Verifier keeps, fewVerdicts is not worth a look.
+// An indexKey is what the verdict on an index is computed for at one time, by all who ask for it.
+type indexKey struct {
+	verdictKey
+	known bool // only if it is known already
+	of    uint64
+	state layout.State
+}
+
+// maxVerdicts bounds what a Verifier keeps, by weight, fewVerdicts is not worth a look.
 const (
-	maxVerdicts = 1 << 18
+	maxVerdicts = 1 << 19
 	fewVerdicts = 512
 )
+
+// weight is about how many times 200 bytes a verdict takes.
+func (v *Verdict) weight() int { return 1 + v.seen.Len() }
 
 // NewVerifier gives a Verifier that trusts t.
 func NewVerifier(t *Trust) *Verifier {
@@ -176,36 +189,31 @@ func (v *Verifier) Verify(ctx context.Context, app *layout.App, snap *layout.Sna
 	return v.image(ctx, app, snap, e, full, time.Time{})
 }
 
-// maxRehash is how many bytes Known hashes at most to know.
+// maxRehash is how many bytes Known hashes at most to know, of an image.
 const maxRehash = 4 << 20
 
-// Known gives the full verdict if it is known already and still holds. It reads
-// no layer but small ones whose times prove nothing yet.
-func (v *Verifier) Known(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry) *Verdict {
+// Known gives the verdict, with full the full one, if it is known already and still holds. It reads
+// nothing but small blobs whose times prove nothing yet. nil: it is not known, or ctx is done.
+func (v *Verifier) Known(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry, full bool) *Verdict {
+	known := func(ctx context.Context, image layout.Entry) (*Verdict, error) {
+		if verdict := v.known(ctx, app, snap, image, full); verdict != nil {
+			return verdict, nil
+		}
+		return nil, errUnknown
+	}
 	if !layout.IsIndex(e.MediaType) {
-		return v.known(ctx, app, snap, e)
+		verdict, _ := known(ctx, e)
+		return verdict
 	}
-	images, err := snap.Images(ctx, e)
-	if err != nil {
-		return nil
-	}
-	rehash := int64(0)
-	for _, image := range images {
-		// Among them may be an index that is corrupt, e itself even.
-		known := v.known(ctx, app, snap, image)
-		if known == nil {
-			return nil
-		}
-		if rehash += known.seen.Racy(); rehash > maxRehash {
-			return nil
-		}
-	}
-	verdict, _ := v.index(ctx, app, snap, e, true)
+	key := indexKey{verdictKey{app, string(e.Digest), full}, true, about(e.Descriptor), snap.State()}
+	verdict, _ := v.indexes.Fresh(ctx, key, func(ctx context.Context) (*Verdict, error) { return index(ctx, snap, e, known) })
 	return verdict
 }
 
-func (v *Verifier) known(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry) *Verdict {
-	key := verdictKey{app, string(e.Digest), true}
+var errUnknown = errors.New("not known")
+
+func (v *Verifier) known(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry, full bool) *Verdict {
+	key := verdictKey{app, string(e.Digest), full}
 	kept := v.kept(key, e)
 	if kept == nil || kept.seen.Racy() > maxRehash {
 		return nil
@@ -240,10 +248,18 @@ func (v *Verifier) renew(ctx context.Context, key verdictKey, snap *layout.Snaps
 	return &again, nil
 }
 
+// keep keeps a verdict. One on what is not there is as quickly found again, and of those an index may have very many.
 func (v *Verifier) keep(key verdictKey, verdict *Verdict) {
+	if verdict.Missing {
+		return
+	}
 	v.mu.Lock()
-	if len(v.verdicts) >= maxVerdicts {
+	if old := v.verdicts[key]; old != nil {
+		v.weight -= old.weight()
+	}
+	if v.weight += verdict.weight(); v.weight > maxVerdicts {
 		clear(v.verdicts)
+		v.weight = verdict.weight()
 	}
 	v.verdicts[key] = verdict
 	var look []verdictKey
@@ -264,7 +280,7 @@ func (v *Verifier) forget(look []verdictKey) {
 	for _, key := range look {
 		snap, seen := states[key.app]
 		if !seen {
-			snap, _ = key.app.Snapshot()
+			snap, _ = key.app.Snapshot(context.Background())
 			states[key.app] = snap
 		}
 		if snap != nil && snap.Err == nil {
@@ -277,7 +293,10 @@ func (v *Verifier) forget(look []verdictKey) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for _, key := range gone {
-		delete(v.verdicts, key)
+		if old := v.verdicts[key]; old != nil {
+			v.weight -= old.weight()
+			delete(v.verdicts, key)
+		}
 	}
 	v.most = 2 * len(v.verdicts)
 }
@@ -327,6 +346,7 @@ func (v *Verifier) image(ctx context.Context, app *layout.App, snap *layout.Snap
 			return look{}, err
 		}
 		verdict.Mtime = verdict.seen.Mtime()
+		verdict.fault = nil // for who signs
 		verdict.share()
 		return found, nil
 	}
@@ -344,7 +364,8 @@ func (v *Verifier) image(ctx context.Context, app *layout.App, snap *layout.Snap
 			}
 			kept = nil
 		}
-		found, err := v.flights.fly(ctx, key, func(ctx context.Context, began time.Time) (look, error) {
+		found, _, err := v.flights.Do(ctx, key, func(ctx context.Context) (look, error) {
+			began := time.Now()
 			if kept != nil && !full { // layers are renewed one by one, for they may be those of many images
 				if verdict, err := v.renew(ctx, key, snap, kept); verdict != nil || err != nil {
 					return look{verdict, began}, err
@@ -518,16 +539,28 @@ func (v *Verdict) checkChain(t *Trust, m *layout.Manifest, c *layout.Config) {
 
 // index gives an index the worst word of the images that count in it.
 func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry, full bool) (*Verdict, error) {
-	verdict := &Verdict{Kind: layout.KindIndex, Layers: LayersUnchecked}
-	asked := time.Now() // its images may have the same layers
-	images, err := snap.Images(ctx, e)
-	if err == nil && e.Err != nil {
-		err = e.Err
+	verify := func(ctx context.Context) (*Verdict, error) {
+		began := time.Now() // its images may have the same layers
+		return index(ctx, snap, e, func(ctx context.Context, image layout.Entry) (*Verdict, error) {
+			return v.image(ctx, app, snap, image, full, began)
+		})
 	}
-	for _, image := range images {
-		if image.Digest == e.Digest { // it cannot be read itself
-			err = image.Err
-		}
+	if e.Err != nil {
+		return verify(ctx)
+	}
+	key := indexKey{verdictKey{app, string(e.Digest), full}, false, about(e.Descriptor), snap.State()}
+	return v.indexes.Fresh(ctx, key, verify)
+}
+
+// reasonLines is how many images of an index have a line in its reason. Where there are more, only those do that count and are not verified.
+const reasonLines = 256
+
+// index is the verdict on an index; of gives those on the images in it.
+func index(ctx context.Context, snap *layout.Snapshot, e layout.Entry, of func(context.Context, layout.Entry) (*Verdict, error)) (*Verdict, error) {
+	verdict := &Verdict{Kind: layout.KindIndex, Layers: LayersUnchecked}
+	images, err := snap.Images(ctx, e)
+	if err == nil && len(images) > 0 && images[0].Digest == e.Digest { // it cannot be read itself
+		err = images[0].Err
 	}
 	if errors.Is(err, layout.ErrCorrupt) {
 		verdict.Missing = errors.Is(err, layout.ErrMissing)
@@ -542,11 +575,15 @@ func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snap
 	var worst *Verdict
 	var documents layout.Documents
 	unchecked := false
+	lines, more := 0, map[string]int{}
 	for _, image := range images {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		one := &Verdict{}
 		if image.Err != nil {
 			one.decide(Corrupt, "index", image.Err.Error())
-		} else if one, err = v.image(ctx, app, snap, image, full, asked); err != nil {
+		} else if one, err = of(ctx, image); err != nil {
 			return nil, err
 		}
 		if one.Missing {
@@ -558,7 +595,12 @@ func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snap
 			return tooMuch, nil
 		}
 		verdict.Mtime = max(verdict.Mtime, one.Mtime)
-		verdict.found("%s: %s: %s", name(image, one), one.Status, one.Reason)
+		if len(images) <= reasonLines || lines < reasonLines && one.counts() && one.Status != Verified {
+			verdict.found("%s: %s: %s", name(image, one), one.Status, one.Reason)
+			lines++
+		} else {
+			more[one.inShort()]++
+		}
 		if one.counts() && (worst == nil || one.Status.Worse(worst.Status)) {
 			worst = one
 			verdict.Status, verdict.Vendor, verdict.CA = one.Status, one.Vendor, one.CA
@@ -571,6 +613,9 @@ func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snap
 			unchecked = true
 		}
 	}
+	for _, what := range slices.Sorted(maps.Keys(more)) {
+		verdict.found("%d more: %s", more[what], what)
+	}
 	switch {
 	case worst == nil:
 		verdict.decide(Unsigned, "index", "it holds no image that counts")
@@ -579,6 +624,17 @@ func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snap
 		verdict.Layers = LayersVerified
 	}
 	return verdict, nil
+}
+
+// inShort is what the reason of an index says of images of which there are too many to list.
+func (v *Verdict) inShort() string {
+	switch {
+	case v.Kind == layout.KindAttestation:
+		return "attestations, which do not count"
+	case v.Missing:
+		return "not in the layout, which do not count"
+	}
+	return string(v.Status)
 }
 
 func name(e layout.Entry, v *Verdict) string {

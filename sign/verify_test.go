@@ -75,7 +75,7 @@ func trust(keys ...*sign.PrivateKey) *sign.Trust {
 
 func resolve(t testing.TB, app *layout.App, ref string) (*layout.Snapshot, layout.Entry) {
 	t.Helper()
-	snap, err := app.Snapshot()
+	snap, err := app.Snapshot(t.Context())
 	must(t, err)
 	e, err := snap.Resolve(t.Context(), ref)
 	must(t, err)
@@ -364,7 +364,7 @@ func TestVerifyLayers(t *testing.T) {
 			verifier := sign.NewVerifier(trust(ca))
 			wantWord(t, verify(t, verifier, app, "x", false), sign.Verified, "")
 			snap, e := resolve(t, app, "x")
-			if known := verifier.Known(context.Background(), app, snap, e); known != nil {
+			if known := verifier.Known(context.Background(), app, snap, e, true); known != nil {
 				t.Errorf("known before it was read: %+v", known)
 			}
 			layers := map[sign.Status]string{sign.Verified: sign.LayersVerified, sign.Corrupt: sign.LayersCorrupt}
@@ -374,7 +374,7 @@ func TestVerifyLayers(t *testing.T) {
 				if v.Layers != layers[row.status] || strings.Contains(v.Text(), "layers: not checked") {
 					t.Errorf("layers %s:\n%s", v.Layers, v.Text())
 				}
-				if known := verifier.Known(context.Background(), app, snap, e); known == nil || known.Status != row.status {
+				if known := verifier.Known(context.Background(), app, snap, e, true); known == nil || known.Status != row.status {
 					t.Errorf("known is %+v", known)
 				}
 			}

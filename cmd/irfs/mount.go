@@ -258,8 +258,8 @@ func tune() (unused []byte) {
 		unused = make([]byte, 3<<20) // so the collector of a small mount does not run for each import
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
-		// Windows of decompressors may take two thirds of it (layout.MaxWindows, MaxLayerWindows). Those that nobody uses any more are collected before it is reached.
-		debug.SetMemoryLimit(768 << 20)
+		// Above that the collector runs as often as it has to: windows of decompressors (layout.MaxWindows, MaxLayerWindows) and large indexes take much for a moment.
+		debug.SetMemoryLimit(640 << 20)
 	}
 	if os.Getenv("GOMAXPROCS") == "" {
 		// A thread that waits for a request keeps its place among those that run, until that is taken from it some ten

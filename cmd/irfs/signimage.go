@@ -2,11 +2,11 @@ package main
 
 import (
 	"context"
-
 	"fmt"
 
 	"github.com/spf13/pflag"
 
+	irfs "irfs/fs"
 	"irfs/layout"
 	"irfs/sign"
 )

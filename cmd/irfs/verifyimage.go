@@ -32,13 +32,13 @@ func runVerifyImage(c *command, args []string) error {
 	if err != nil {
 		return err
 	}
-	snap, err := app.Snapshot()
+	snap, err := app.Snapshot(ctx)
 	if err != nil {
 		return err
 	}
 	if snap.Err != nil {
 		if *asJSON {
-			os.Stdout.Write(sign.BrokenApp(image.app, snap).JSON())
+			os.Stdout.Write(sign.BrokenApp(image.app, snap.Err).JSON())
 		} else {
 			fmt.Println(sign.Corrupt)
 		}
