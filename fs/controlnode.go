@@ -126,8 +126,7 @@ func (n *controlNode) Write(ctx context.Context, h gofs.FileHandle, data []byte,
 	}
 	ctx, stop := patient(ctx, caller.PID)
 	defer stop()
-	n.m.changing.Add(1)
-	defer n.m.changing.Add(-1)
+	defer n.m.changes.begin()()
 	text, change, err := n.m.tree.command(ctx, d, c.bound, caller, n.m.device, data)
 	c.mu.Lock()
 	c.text = []byte(text + "\n" + usage)

@@ -487,8 +487,7 @@ func (a *attempt) takeIn(ctx context.Context, name string, closing bool, by Call
 		a.arrival = nil
 	}
 	app := appOf(name)
-	f.m.changing.Add(1)
-	defer f.m.changing.Add(-1)
+	defer f.m.changes.begin()()
 	imported, outcome, err := f.m.drops.publish(ctx, app, a.staged, opened)
 	if errors.Is(err, context.DeadlineExceeded) { // a rename, which may be tried again
 		f.m.drops.log(by.UID, name, fmt.Sprintf("another process is changing the app %s (waited %v); rename it again", app, renameWait))

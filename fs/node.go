@@ -26,9 +26,24 @@ import (
 // always asks.
 const timeout = time.Second
 
-// timeout is the constant, or 0 while something is being changed: what was found out before the change may come to the kernel after it.
-func (m *mounted) timeout() time.Duration {
-	if m.changing.Load() > 0 {
+// changes counts the changes through the mount: those that are under way, which end when the kernel has forgotten what was before, and those that
+// have ended.
+type changes struct {
+	going atomic.Int32
+	ended atomic.Uint64
+}
+
+func (c *changes) begin() (end func()) {
+	c.going.Add(1)
+	return func() {
+		c.ended.Add(1)
+		c.going.Add(-1)
+	}
+}
+
+// timeout is the constant, or 0 if there was a change since so many had ended: what was found out before it may come to the kernel after it.
+func (c *changes) timeout(ended uint64) time.Duration {
+	if c.going.Load() > 0 || c.ended.Load() != ended {
 		return 0
 	}
 	return timeout
@@ -45,7 +60,7 @@ type mounted struct {
 
 	stale    stale
 	census   census
-	changing atomic.Int32  // how many changes are under way, which end when the kernel has forgotten what was before
+	changes  changes
 	controls atomic.Uint64 // generations of the inodes of `sign`
 }
 
@@ -138,7 +153,7 @@ var (
 )
 
 func (n *dirNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
-	at, began := path.Join(n.path, name), time.Now()
+	at, began, ended := path.Join(n.path, name), time.Now(), n.m.changes.ended.Load()
 	item, err := lookup(ctx, n.dir, name)
 	refused := n.m.stale.lookedUp(pidOf(ctx), at, began)
 	if err != nil {
@@ -168,11 +183,11 @@ func (n *dirNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 		if isKnown { // and stays
 			known.Operations().(*fileNode).cached()
 		}
-		out.SetEntryTimeout(n.m.timeout())
-		out.SetAttrTimeout(n.m.timeout())
+		out.SetEntryTimeout(n.m.changes.timeout(ended))
+		out.SetAttrTimeout(n.m.changes.timeout(ended))
 	default:
 		out.SetEntryTimeout(timeout)
-		out.SetAttrTimeout(n.m.timeout())
+		out.SetAttrTimeout(n.m.changes.timeout(ended))
 	}
 	return n.NewInode(ctx, node, id), 0
 }
@@ -230,6 +245,7 @@ func (n *dirNode) node(at, name string, item *Item) gofs.InodeEmbedder {
 }
 
 func (n *dirNode) Getattr(ctx context.Context, _ gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	ended := n.m.changes.ended.Load()
 	item, err := patiently(ctx, n.dir.item)
 	if errors.Is(err, errAbsent) {
 		return n.gone()
@@ -238,7 +254,7 @@ func (n *dirNode) Getattr(ctx context.Context, _ gofs.FileHandle, out *fuse.Attr
 		return n.m.errno(ctx, n.path, err)
 	}
 	n.m.fill(&out.Attr, item)
-	out.SetTimeout(n.m.timeout())
+	out.SetTimeout(n.m.changes.timeout(ended))
 	return 0
 }
 
@@ -370,10 +386,11 @@ func (n *fileNode) Getattr(ctx context.Context, _ gofs.FileHandle, out *fuse.Att
 		n.m.fill(&out.Attr, n.item)
 		return 0
 	}
+	ended := n.m.changes.ended.Load()
 	now, err := lookup(ctx, n.parent, n.name)
 	if err == nil && now.same(n.item) {
 		n.m.fill(&out.Attr, n.item)
-		out.SetTimeout(n.m.timeout())
+		out.SetTimeout(n.m.changes.timeout(ended))
 		return 0
 	}
 	n.elsewhere.Add(1) // before it is seen whether somebody has it open by now: see Open
