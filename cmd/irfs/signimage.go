@@ -50,7 +50,7 @@ func warnOf(outcome *sign.Outcome) {
 		warn("not signed: %s", out)
 	}
 	for _, doubt := range outcome.Doubts {
-		warn("verify-full will say corrupt: %s", irfs.Field(doubt))
+		warn("verify-full will say corrupt: %s", doubt)
 	}
 	for _, left := range outcome.Change.LeftBehind {
 		warn("left behind: %s", left)
