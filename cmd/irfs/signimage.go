@@ -6,7 +6,6 @@ import (
 
 	"github.com/spf13/pflag"
 
-	irfs "irfs/fs"
 	"irfs/layout"
 	"irfs/sign"
 )
