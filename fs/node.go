@@ -182,7 +182,7 @@ func (n *dirNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 func (n *dirNode) lookupErrno(ctx context.Context, err error) syscall.Errno {
 	errno := n.m.errno(ctx, n.path, err)
 	if errno == syscall.ENOENT && n.path != "." {
-		if _, gone := n.dir.item(ctx); errors.Is(gone, errAbsent) {
+		if _, gone := patiently(ctx, n.dir.item); errors.Is(gone, errAbsent) {
 			return n.gone()
 		}
 	}
@@ -230,7 +230,7 @@ func (n *dirNode) node(at, name string, item *Item) gofs.InodeEmbedder {
 }
 
 func (n *dirNode) Getattr(ctx context.Context, _ gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	item, err := n.dir.item(ctx)
+	item, err := patiently(ctx, n.dir.item)
 	if errors.Is(err, errAbsent) {
 		return n.gone()
 	}
@@ -243,7 +243,7 @@ func (n *dirNode) Getattr(ctx context.Context, _ gofs.FileHandle, out *fuse.Attr
 }
 
 func (n *dirNode) Opendir(ctx context.Context) syscall.Errno {
-	_, err := n.dir.item(ctx)
+	_, err := patiently(ctx, n.dir.item)
 	if errors.Is(err, errAbsent) {
 		return n.gone()
 	}
@@ -251,7 +251,7 @@ func (n *dirNode) Opendir(ctx context.Context) syscall.Errno {
 }
 
 func (n *dirNode) Readdir(ctx context.Context) (gofs.DirStream, syscall.Errno) {
-	names, err := n.dir.list(ctx)
+	names, err := patiently(ctx, n.dir.list)
 	if err != nil {
 		return nil, n.lookupErrno(ctx, err)
 	}
@@ -437,13 +437,18 @@ func (n *fileNode) open(now *Item) (gofs.FileHandle, uint32, syscall.Errno) {
 
 // lookup is that of a directory, which a signal that does not end the caller only begins anew.
 func lookup(ctx context.Context, in dir, name string) (*Item, error) {
-	item, err := in.lookup(ctx, name)
+	return patiently(ctx, func(ctx context.Context) (*Item, error) { return in.lookup(ctx, name) })
+}
+
+// patiently does something that a signal that does not end the caller only begins anew.
+func patiently[T any](ctx context.Context, do func(context.Context) (T, error)) (T, error) {
+	done, err := do(ctx)
 	if errors.Is(err, context.Canceled) {
 		waiting, stop := patient(ctx, pidOf(ctx))
 		defer stop()
-		return in.lookup(waiting, name)
+		return do(waiting)
 	}
-	return item, err
+	return done, err
 }
 
 // settled is a file with its real content in place of the presumed.
