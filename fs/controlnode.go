@@ -83,7 +83,7 @@ type controlHandle struct {
 }
 
 func (n *controlNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uint32, syscall.Errno) {
-	now, err := n.parent.lookup(ctx, n.name)
+	now, err := lookup(ctx, n.parent, n.name)
 	if errors.Is(err, errAbsent) {
 		return nil, 0, syscall.ESTALE
 	}
@@ -96,7 +96,7 @@ func (n *controlNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, 
 			n.m.stale.refuse(pid, n.path)
 			return nil, 0, syscall.ESTALE // the kernel walks the path again by itself
 		}
-		h.bound, h.err = n.item.control.bound(ctx)
+		h.bound, h.err = patiently(ctx, n.item.control.bound)
 	}
 	// With PARALLEL_DIRECT_WRITES a writer that waits for another one of the same handle can be killed, with NOFLUSH a close waits for no write.
 	return h, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES | fuse.FOPEN_NOFLUSH, 0
@@ -139,7 +139,7 @@ func (n *controlNode) Write(ctx context.Context, h gofs.FileHandle, data []byte,
 }
 
 func (n *controlNode) Getattr(ctx context.Context, h gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	now, err := n.parent.lookup(ctx, n.name)
+	now, err := lookup(ctx, n.parent, n.name)
 	if errors.Is(err, errAbsent) {
 		return syscall.ESTALE
 	}
