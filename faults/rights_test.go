@@ -355,6 +355,9 @@ func TestWorkingDirectoryThatIsNone(t *testing.T) {
 		"an app":      func(registry string) string { return registry + "/.irfs" },
 		"a directory": func(registry string) string { return registry + "/.irfs" },
 		"in an app":   func(registry string) string { return registry + "/mine/.irfs" },
+		// What lies in a directory of his anybody may rename, if not remove.
+		"the attacker's":           func(registry string) string { return registry + "/.irfs" },
+		"the attacker's in an app": func(registry string) string { return registry + "/mine/.irfs" },
 	} {
 		t.Run(name, func(t *testing.T) {
 			registry := twoApps(t)
@@ -363,7 +366,11 @@ func TestWorkingDirectoryThatIsNone(t *testing.T) {
 				must(t, os.Rename(registry+"/theirs", at))
 			}
 			work(at)
-			give(t, victim, at)
+			if strings.HasPrefix(name, "the attacker's") {
+				must(t, os.Lchown(at, attacker, attacker))
+			} else {
+				give(t, victim, at)
+			}
 			before := treeOf(t, at)
 			mnt := mount(t, registry, "-o", "allow_other")
 			sh(attacker, `cp "$1" "$2"; cp "$1" "$3"`, archive, mnt+"/import/new.tar", mnt+"/import/mine.tar")

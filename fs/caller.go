@@ -107,8 +107,7 @@ func as(ctx context.Context, c Caller, do func(*view) error) error {
 }
 
 // rightsOf are the rights of a caller to change an app. Where nobody can tell them (he is in another pid namespace, or this process has no
-// privileges), the mode of the app's directory has to say them, as far as his ids do; of his other groups the kernel has asked the mode of
-// the control file, when it was opened.
+// privileges), the mode of the app's directory has to say them, for his user and group: his other groups are not known.
 func rightsOf(c Caller) layout.Rights {
 	rights, err := credentialsOf(c)
 	return func(ctx context.Context, dir layout.Attr, ask func() error) error {
@@ -126,8 +125,6 @@ func rightsOf(c Caller) layout.Rights {
 			return &fs.PathError{Op: "access", Path: ".", Err: unix.EACCES}
 		case c.GID == dir.GID:
 			mode >>= 3
-		default:
-			mode |= mode >> 3
 		}
 		if mode&make != make {
 			return &fs.PathError{Op: "access", Path: ".", Err: unix.EACCES}

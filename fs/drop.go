@@ -120,14 +120,28 @@ func staged(name string) bool { return strings.HasPrefix(path.Base(name), ".") }
 func appOf(name string) string { return path.Join(path.Dir(name), AppOf(path.Base(name))) }
 
 // checkName refuses what could never become an app, before a byte is written.
-func (d *drops) checkName(name string) error {
+func (d *drops) checkName(ctx context.Context, name string) error {
 	if staged(name) {
 		if len(path.Base(name)) > layout.MaxName {
 			return &fault{layout.ErrName, "the name is too long"}
 		}
 		return nil
 	}
-	return d.mounted.tree.Registry.CheckName(appOf(name))
+	return d.checkApp(ctx, appOf(name))
+}
+
+// checkApp is checkName for an app or a namespace. What is looked at for it in the registry is looked at with the caller's rights, so that he learns
+// nothing of what is closed to him.
+func (d *drops) checkApp(ctx context.Context, app string) error {
+	check := func() error { return d.mounted.tree.Registry.CheckName(app) }
+	if !strings.Contains(app, "/") {
+		return check()
+	}
+	rights, err := credentialsOf(callerOf(ctx))
+	if err != nil {
+		return err
+	}
+	return rights.run(ctx, check)
 }
 
 func (d *drops) log(uid uint32, name, outcome string) {
@@ -196,7 +210,7 @@ func (n *dropDir) Setattr(ctx context.Context, h gofs.FileHandle, in *fuse.SetAt
 	}
 	n.mu.Lock()
 	if mode, ok := in.GetMode(); ok {
-		n.mode = mode & 0o777
+		n.mode = mode & 0o1777
 	}
 	if mtime, ok := in.GetMTime(); ok {
 		n.mtime = mtime
@@ -259,10 +273,10 @@ func (n *dropDir) Readdir(context.Context) (gofs.DirStream, syscall.Errno) {
 func (n *dropDir) Mkdir(ctx context.Context, name string, mode uint32, out *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
 	d := n.m.drops
 	at := path.Join(n.name, name)
-	if err := n.m.tree.Registry.CheckName(at); err != nil {
+	if err := d.checkApp(ctx, at); err != nil {
 		return nil, d.refuse(ctx, at, err)
 	}
-	made := &dropDir{refusing: refusing{n.m, path.Join(n.path, name)}, name: at, owner: callerOf(ctx), mode: mode & 0o777, mtime: time.Now()}
+	made := &dropDir{refusing: refusing{n.m, path.Join(n.path, name)}, name: at, owner: callerOf(ctx), mode: mode & 0o1777, mtime: time.Now()}
 	d.mu.Lock()
 	there, full, ino := d.dirs[at] != nil || d.files[at] != nil, len(d.dirs) >= maxDropDirs, d.ino()
 	d.mu.Unlock()
@@ -303,7 +317,7 @@ func (n *dropDir) Rmdir(_ context.Context, name string) syscall.Errno {
 func (n *dropDir) Create(ctx context.Context, name string, flags uint32, mode uint32, out *fuse.EntryOut) (*gofs.Inode, gofs.FileHandle, uint32, syscall.Errno) {
 	d := n.m.drops
 	at := path.Join(n.name, name)
-	if err := d.checkName(at); err != nil {
+	if err := d.checkName(ctx, at); err != nil {
 		return nil, nil, 0, d.refuse(ctx, at, err)
 	}
 	f := &dropFile{refusing: refusing{n.m, path.Join(n.path, name)}, owner: callerOf(ctx), name: at, handles: 1, mode: mode & 0o777, mtime: time.Now()}
@@ -364,7 +378,7 @@ func (n *dropDir) Rename(ctx context.Context, name string, to gofs.InodeEmbedder
 		return n.refuse(ctx, "rename", name)
 	}
 	toAt := path.Join(dir.name, toName)
-	if err := d.checkName(toAt); err != nil {
+	if err := d.checkName(ctx, toAt); err != nil {
 		return d.refuse(ctx, toAt, err)
 	}
 	if dir.isDir(toAt) {

@@ -316,7 +316,7 @@ func (f *dropFile) write(ctx context.Context, h *dropHandle, anew bool, do func(
 		return late(err)
 	}
 	if a.arrival == nil {
-		in := layout.Intake{Owner: layout.Owner{UID: int(h.caller.UID), GID: int(h.caller.GID)}}
+		in := layout.Intake{Owner: layout.Owner{UID: int(h.caller.UID), GID: int(h.caller.GID)}, Rights: h.may}
 		if !staged(name) {
 			in.App = appOf(name)
 			f.m.drops.done.removeOf(in.App, h.caller.UID)
@@ -540,6 +540,9 @@ func (f *dropFile) takeInAs(ctx context.Context, name string) syscall.Errno {
 	}
 	if a == nil {
 		return f.m.drops.refuse(ctx, name, &fault{layout.ErrCorrupt, "archive: it is empty; nothing was imported"})
+	}
+	if a.by.caller.UID != caller.UID { // whom the app will belong to
+		return f.m.drops.refuse(ctx, name, &fault{errCaller, "the file was written by another user; nothing was imported"})
 	}
 	// Meanwhile the kernel lets nobody else into the directory.
 	ctx, stop := patient(ctx, caller.PID)

@@ -281,12 +281,12 @@ func chainFile(name, annotation string, part func(sign.Chain) []byte) imageFile 
 			return nil, orAbsent(err)
 		}
 		chain, _, _ := sign.ReadChain(m.Doc.Annotations)
-		item := fileOf(part(chain), i.snap.Attr, m.Attr.Mtime)
 		blob, err := i.blob(i.entry.Digest)
 		if err != nil {
 			return nil, err
 		}
-		item.Mode &= blob.Mode
+		item := fileOf(part(chain), i.snap.Attr, m.Attr.Mtime)
+		item.Mode, item.UID, item.GID = blob.Mode, blob.UID, blob.GID // for those who can read the manifest
 		return item, nil
 	}}
 }

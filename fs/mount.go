@@ -106,9 +106,9 @@ func (t *Tree) Mount(dir string, o Options) (*Mount, error) {
 		server.Unmount()
 		return nil, err
 	}
-	t.version = func() []byte {
+	t.version = func(uid uint32) []byte {
 		return fmt.Appendf(nil, "version %s\nregistry %s\ndirectory %s\npid %d\npassthrough %s\nreadonly %s\nremembers %s\n",
-			o.Version, Field(t.Registry.Path()), t.Registry.ID(), os.Getpid(), yes(m.passthrough.Load()), yes(o.ReadOnly), t.remembers())
+			o.Version, Field(t.Registry.Path()), t.Registry.ID(), os.Getpid(), yes(m.passthrough.Load()), yes(o.ReadOnly), t.remembers(uid))
 	}
 	go server.Serve() // until the unmount, which Wait waits for
 	if err := server.WaitMount(); err != nil {
@@ -118,9 +118,12 @@ func (t *Tree) Mount(dir string, o Options) (*Mount, error) {
 	return &Mount{dir, server, m.drops}, nil
 }
 
-// remembers says whether what was read is remembered, as `yes` or `no: WHY`.
-func (t *Tree) remembers() string {
+// remembers says whether what was read is remembered, as `yes` or `no: WHY`. Why names a file, which may be closed to other users.
+func (t *Tree) remembers(uid uint32) string {
 	remembers, why := t.Registry.Remembers()
+	if !remembers && uid != 0 && uid != t.log.owner {
+		return "no: who mounted this can see why"
+	}
 	if !remembers {
 		return "no: " + Field(why)
 	}

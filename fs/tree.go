@@ -29,7 +29,7 @@ type Tree struct {
 	certificateFrom string
 	log             *eventLog
 	started         time.Time
-	version         func() []byte
+	version         func(uid uint32) []byte
 
 	mu       sync.Mutex
 	moved    map[movedKey]digest.Digest // what a signing made of a digest
@@ -45,7 +45,7 @@ type movedKey struct {
 func NewTree(reg *layout.Registry, t *sign.Trust) *Tree {
 	return &Tree{
 		Registry: reg, Verifier: sign.NewVerifier(t),
-		log: newEventLog(), started: time.Now(), version: func() []byte { return nil },
+		log: newEventLog(), started: time.Now(), version: func(uint32) []byte { return nil },
 		moved: map[movedKey]digest.Digest{}, outcomes: map[movedKey]string{},
 	}
 }
@@ -259,7 +259,7 @@ func (d *plainDir) item(context.Context) (*Item, error) {
 // as is item for a directory with that status.
 func (d *plainDir) as(at layout.Dir) *Item {
 	item := directory(d, at.Attr)
-	if at.App {
+	if at.App && at.Mode.Perm()&0o001 != 0 { // what is closed does not show by its times
 		if app, err := d.app(); err == nil {
 			if index, err := app.Stat("index.json"); err == nil {
 				item.Mtime = max(item.Mtime, index.Mtime)
@@ -367,7 +367,9 @@ func (d *metaDir) lookup(ctx context.Context, name string) (*Item, error) {
 	}
 	switch name {
 	case "version":
-		return fileOf(d.t.version(), attr, d.t.started.UnixNano()), nil
+		item := fileOf(nil, attr, d.t.started.UnixNano())
+		item.live = d.t.version
+		return item, nil
 	case "log":
 		item := fileOf(nil, attr, d.t.started.UnixNano())
 		item.live = d.t.log.text

@@ -35,8 +35,9 @@ type Imported struct {
 type Intake struct {
 	Owner Owner
 	// App is the app that it is for, "" if that is not known yet. Blobs that
-	// the app has already are not written again.
-	App string
+	// the app has already are not written again, if who has these rights may change it.
+	App    string
+	Rights Rights
 	// KeepAll leaves platforms that an index lists and the archive lacks,
 	// attestations, and Docker's media types as they are.
 	KeepAll bool
@@ -136,7 +137,7 @@ func (s *Staged) unpack(ctx context.Context, archive io.Reader, in Intake, far *
 	if app, err := s.reg.App(in.App); in.App != "" && err == nil {
 		if u.known, err = app.open(); err == nil {
 			defer closeFD(u.known)
-			u.knows = true
+			u.knows = in.Rights.may(ctx, u.known, in.App, "") == nil
 		}
 	}
 	if err := u.mkdirs("blobs"); err != nil {

@@ -186,25 +186,38 @@ func fstat(fd int, name string) (Attr, error) {
 }
 
 // permitted is the status of an open file or directory with the rights of its group as the group bits. Where there is a
-// POSIX ACL the kernel shows there its mask, which is what anybody may have at most (acl(5)).
+// POSIX ACL the kernel shows there its mask, which is what anybody may have at most (acl(5)). A mode cannot say whom the ACL names: nobody but the
+// owner may read, or enter, what one of these may not. (Who wants to write is asked for his own rights, when he does.)
 func permitted(fd int, attr Attr) Attr {
-	if attr.Mode&0o070 == 0 {
+	if attr.Mode&0o077 == 0 {
 		return attr
 	}
 	list, err := aclOf(fd)
 	if err == nil && list == nil {
 		return attr
 	}
-	group, mask := uint16(0), uint16(0o7) // no rights where the ACL cannot be read
+	group, mask, users, others := uint16(0), uint16(0o7), uint16(0o7), uint16(0o7)
+	if err != nil {
+		users, others = 0, 0 // nobody knows
+	}
+	named := false
 	for _, e := range list {
 		switch e.tag {
 		case aclGroupOf:
 			group = e.perm
 		case aclMask:
 			mask = e.perm
+		case aclUser:
+			users, named = users&e.perm, true
+		case aclGroup:
+			others, named = others&e.perm, true
 		}
 	}
-	attr.Mode = attr.Mode&^0o070 | fs.FileMode(group&mask&0o7)<<3
+	if others &= users; named {
+		others &= mask
+	}
+	attr.Mode = attr.Mode&^0o070 | fs.FileMode(group&mask&(users|aclWrite)&0o7)<<3
+	attr.Mode &^= 0o5 &^ fs.FileMode(others)
 	return attr
 }
 
@@ -769,79 +782,115 @@ func isRandom(name, prefix string) bool {
 // its owner lives, so that what a killed process left can be told and removed.
 //
 // Whoever may write in the parent directory may exchange .irfs for anything else at any time, somebody's app or a directory of his own. So
+// irfs works in one only where nobody else can exchange what is in it: that belongs to root or to this process's user, and whoever else may write
+// there has only what is his own (the sticky bit). Where .irfs is another user's, .irfs-<uid> takes its place. And
 // nothing is removed by a path: what is in a work directory goes through its descriptor, which nobody else can open, and then its name in
 // the .irfs that was opened, if it still has one there. What irfs did not make is never removed.
 type work struct {
-	parent int // borrowed
-	top    int // .irfs
-	name   string
-	fd     int
+	parent  int    // borrowed
+	topName string // .irfs
+	top     int    // this, open
+	name    string
+	fd      int
 }
 
+// topNames are the names that .irfs may have.
+func topNames() []string { return []string{workName, fmt.Sprintf("%s-%d", workName, os.Geteuid())} }
+
 // newWork makes a work directory in the open directory parent.
-func newWork(parent int) (*work, error) {
+func newWork(parent int) (w *work, err error) {
 	like, err := fstat(parent, ".")
 	if err != nil {
 		return nil, err
 	}
+	for _, top := range topNames() {
+		if w, err = newWorkIn(parent, top, like); !errors.Is(err, errForeign) {
+			return w, err
+		}
+	}
+	return nil, fmt.Errorf("%w: irfs needs this name for its working files; rename what has it", err)
+}
+
+func newWorkIn(parent int, topName string, like Attr) (*work, error) {
 	for range 1000 {
-		w, err := tryWork(parent, like)
+		w, err := tryWork(parent, topName, like)
 		if err != nil || w != nil {
 			return w, err
 		}
 		time.Sleep(time.Millisecond) // others come and go there
 	}
-	return nil, kindf(ErrBusy, "%s: it is removed again and again", workName)
+	return nil, kindf(ErrBusy, "%s: it is removed again and again", topName)
 }
+
+// errForeign: what is called .irfs is not for the working files of this process.
+var errForeign = errors.New("not for this process")
+
+// A foreignTop says why.
+type foreignTop struct{ text string }
+
+func (f *foreignTop) Error() string        { return f.text }
+func (f *foreignTop) Is(target error) bool { return target == errForeign || target == ErrExist }
+
+func notOurs(topName, why string) error { return &foreignTop{topName + " " + why} }
 
 // tryWork is one attempt at newWork; nil, nil when another process was in
 // between.
-func tryWork(parent int, like Attr) (*work, error) {
-	// Whoever may write here may also work here.
-	mode := uint32(like.Mode.Perm())
-	if like.Mode&fs.ModeSticky != 0 {
-		mode |= unix.S_ISVTX
-	}
-	top, err := openDir(parent, workName)
+func tryWork(parent int, topName string, like Attr) (*work, error) {
+	// Whoever may write here may also work here, each for himself.
+	mode := uint32(like.Mode.Perm()) | unix.S_ISVTX
+	top, err := openDir(parent, topName)
 	if errors.Is(err, fs.ErrNotExist) {
-		made := mkdirExact(parent, workName, mode)
+		made := mkdirExact(parent, topName, mode)
 		if made != nil && !errors.Is(made, fs.ErrExist) {
 			return nil, made
 		}
-		if top, err = openDir(parent, workName); err != nil && made == nil {
-			rmdir(parent, workName) // there are no descriptors
+		if top, err = openDir(parent, topName); err != nil && made == nil {
+			rmdir(parent, topName) // there are no descriptors
 		}
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
 	case errors.Is(err, ErrCorrupt):
-		return nil, notOurs("is no directory")
+		return nil, notOurs(topName, "is no directory")
 	case errors.Is(err, fs.ErrPermission):
-		return nil, closedToUs(err)
+		return nil, notOurs(topName, "is closed")
 	case err != nil:
 		return nil, err
 	}
-	w, err := workIn(parent, top)
+	w, err := workIn(parent, topName, top)
 	if w == nil {
-		removeTop(parent, top, uint32(os.Geteuid()))
+		removeTop(parent, topName, top, uint32(os.Geteuid()))
 		closeFD(top)
 	}
 	return w, err
 }
 
-func closedToUs(err error) error {
-	return fmt.Errorf("%s is another user's, and closed, and irfs needs this name for its working files; rename it, or remove it if it is empty: %w", workName, err)
-}
-
-func notOurs(why string) error {
-	return kindf(ErrExist, "%s %s: irfs needs this name for its working files; rename what has it", workName, why)
+// usable returns an error unless what is open as top is a .irfs in which nobody but root and this process's user can exchange what they make.
+func usable(topName string, top int) error {
+	attr, err := fstat(top, topName)
+	if err != nil {
+		return err
+	}
+	st, err := statfs(top, topName)
+	if err != nil {
+		return err
+	}
+	_, isApp := statBeneath(top, "oci-layout")
+	telling := known(int64(st.Type)) || st.Type == unix.OVERLAYFS_SUPER_MAGIC // not vfat, say, nor NFS: there owners are what they are said to be
+	switch {
+	case isApp == nil:
+		return notOurs(topName, "is an app")
+	case telling && attr.UID != 0 && attr.UID != uint32(os.Geteuid()), telling && attr.Mode&0o022 != 0 && attr.Mode&fs.ModeSticky == 0:
+		return notOurs(topName, "is another user's, or others may exchange what is in it")
+	}
+	return nil
 }
 
 // workIn makes a work directory in the open directory top, which is .irfs; nil, nil when another process was in between.
-func workIn(parent, top int) (*work, error) {
-	if _, err := statBeneath(top, "oci-layout"); err == nil {
-		return nil, notOurs("is an app")
+func workIn(parent int, topName string, top int) (*work, error) {
+	if err := usable(topName, top); err != nil {
+		return nil, err
 	}
 	name := workPrefix + strings.ToLower(rand.Text())
 	err := mkdir(top, name, 0o700)
@@ -849,7 +898,7 @@ func workIn(parent, top int) (*work, error) {
 		return nil, nil
 	}
 	if errors.Is(err, fs.ErrPermission) {
-		return nil, closedToUs(err)
+		return nil, notOurs(topName, "is closed to this process")
 	}
 	if err != nil {
 		return nil, err
@@ -862,7 +911,7 @@ func workIn(parent, top int) (*work, error) {
 		rmdir(top, name)
 		return nil, err
 	}
-	w := &work{parent, top, name, fd}
+	w := &work{parent, topName, top, name, fd}
 	err = tryLock(fd)
 	if err == nil && w.named() {
 		return w, nil
@@ -874,7 +923,7 @@ func workIn(parent, top int) (*work, error) {
 	if err != nil {
 		rmdir(top, name)
 	}
-	return nil, pathError("flock", workName, err)
+	return nil, pathError("flock", topName, err)
 }
 
 // mkdirExact makes a directory of exactly that mode, whatever the process's umask is: on a thread that shares that with no other. A mode that
@@ -896,18 +945,22 @@ func mkdirExact(dirfd int, name string, mode uint32) error {
 // clean removes the work directories in the open directory parent that nobody holds, for their
 // owners are dead: those of this process's user.
 func clean(parent int) {
-	top, err := openDir(parent, workName)
-	if err != nil {
-		return
-	}
-	defer closeFD(top)
-	list, _ := readDir(top, ".")
-	for _, e := range list {
-		if isRandom(e.name, workPrefix) && e.mode.IsDir() {
-			cleanWork(top, e.name)
+	for _, topName := range topNames() {
+		top, err := openDir(parent, topName)
+		if err != nil {
+			continue
 		}
+		if usable(topName, top) == nil {
+			list, _ := readDir(top, ".")
+			for _, e := range list {
+				if isRandom(e.name, workPrefix) && e.mode.IsDir() {
+					cleanWork(top, e.name)
+				}
+			}
+			removeTop(parent, topName, top, uint32(os.Geteuid()))
+		}
+		closeFD(top)
 	}
-	removeTop(parent, top, uint32(os.Geteuid()))
 }
 
 // cleanWork removes a directory in .irfs, if it is a work directory that nobody holds.
@@ -926,13 +979,13 @@ func cleanWork(top int, name string) {
 }
 
 // removeTop removes .irfs, which is open as top, if that user made it and nobody works there.
-func removeTop(parent, top int, uid uint32) {
-	attr, err := fstat(top, workName)
+func removeTop(parent int, topName string, top int, uid uint32) {
+	attr, err := fstat(top, topName)
 	if err != nil || attr.UID != uid {
 		return
 	}
-	if isEntry(parent, workName, top) {
-		rmdir(parent, workName)
+	if isEntry(parent, topName, top) {
+		rmdir(parent, topName)
 	}
 }
 
@@ -940,7 +993,7 @@ func removeTop(parent, top int, uid uint32) {
 func (w *work) named() bool { return isEntry(w.top, w.name, w.fd) }
 
 // found says whether the work directory is where others of this process would make theirs.
-func (w *work) found() bool { return isEntry(w.parent, workName, w.top) && w.named() }
+func (w *work) found() bool { return isEntry(w.parent, w.topName, w.top) && w.named() }
 
 // remove removes the work directory with what is in it.
 func (w *work) remove() {
@@ -954,7 +1007,7 @@ func (w *work) remove() {
 func (w *work) close() {
 	w.remove()
 	if attr, err := fstat(w.fd, w.name); err == nil { // whose it is may be the file system's to say (NFS)
-		removeTop(w.parent, w.top, attr.UID)
+		removeTop(w.parent, w.topName, w.top, attr.UID)
 	}
 	closeFD(w.fd)
 	closeFD(w.top)

@@ -114,6 +114,13 @@ func (s *Staged) placeBelow(ctx context.Context, dirfd int, at, name string, sna
 	case nested:
 		return kindf(ErrExist, "%s: something of that name is there, and is no directory", path.Join(at, first))
 	}
+	if there.Mode.IsDir() {
+		if err := s.mayLook(ctx, dirfd, first); errors.Is(err, fs.ErrPermission) {
+			return fmt.Errorf("something of the name %s is there already, and closed to you: %w", name, err)
+		} else if err != nil {
+			return err
+		}
+	}
 	app, err := s.reg.App(name)
 	switch {
 	case errors.Is(err, ErrNotFound), errors.Is(err, ErrCorrupt), err == nil && !there.Mode.IsDir():
@@ -133,6 +140,32 @@ func (s *Staged) placeBelow(ctx context.Context, dirfd int, at, name string, sna
 		s.ID = app.id
 	}
 	return err
+}
+
+// mayLook returns an error unless whoever publishes may look whether a directory, by its name in an open one, is an app.
+func (s *Staged) mayLook(ctx context.Context, dirfd int, name string) error {
+	if s.Rights == nil {
+		return nil
+	}
+	fd, err := openDir(dirfd, name)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrCorrupt) {
+		return errMoved
+	}
+	if err != nil {
+		return err
+	}
+	defer closeFD(fd)
+	attr, err := fstat(fd, name)
+	if err != nil {
+		return err
+	}
+	return s.Rights(ctx, permitted(fd, attr), func() error {
+		_, err := statBeneath(fd, "oci-layout")
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return err
+	})
 }
 
 // publishBelow renames the staged app to a path below an open directory of the registry, of which path nothing is there, in one step with the

@@ -2,6 +2,8 @@ package layout_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -111,17 +113,38 @@ func TestSweepKeepsWhatMayBeAlive(t *testing.T) {
 	})
 }
 
-// What has the name .irfs and cannot be it stands in the way of an import, which says so, and stays.
+// What has the name .irfs and cannot be it stays as it is: .irfs-<uid> takes its place. Where that cannot be either, an import says so.
 func TestWorkWhereItCannotBe(t *testing.T) {
+	own := fmt.Sprintf(".irfs-%d", os.Geteuid())
 	for name, make := range map[string]func(work string) error{
 		"is no directory": func(work string) error { return os.WriteFile(work, nil, 0o600) },
 		"is an app":       func(work string) error { return small().WriteDir(work) },
+		"is another user's, or others may exchange what is in it": func(work string) error {
+			if os.Getuid() != 0 {
+				return errors.Join(os.Mkdir(work, 0o777), os.Chmod(work, 0o777))
+			}
+			return errors.Join(os.Mkdir(work, 0o700), os.Chown(work, 64001, 64001))
+		},
 	} {
-		dir := t.TempDir()
-		must(t, make(dir+"/.irfs"))
-		before := tree(t, dir)
-		_, err := registry(t, dir).Stage(context.Background(), strings.NewReader(""), layout.Intake{Owner: me})
-		want(t, err, layout.ErrExist, ".irfs "+name+": irfs needs this name for its working files; rename what has it")
-		same(t, dir, before)
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			must(t, make(dir+"/.irfs"))
+			// As a process left it that is dead, but in a directory that somebody else has made so.
+			dead := dir + "/.irfs/.work-" + strings.Repeat("d", 26)
+			if os.Mkdir(dead, 0o700) == nil {
+				must(t, os.WriteFile(dead+"/precious", nil, 0o600))
+			}
+			before := tree(t, dir)
+			stage := func() error {
+				_, err := registry(t, dir).Stage(context.Background(), strings.NewReader(""), layout.Intake{Owner: me})
+				return err
+			}
+			want(t, stage(), layout.ErrCorrupt, "archive: ")
+			same(t, dir, before)
+			must(t, make(dir+"/"+own))
+			before = tree(t, dir)
+			want(t, stage(), layout.ErrExist, own+" "+name+": irfs needs this name for its working files; rename what has it")
+			same(t, dir, before)
+		})
 	}
 }
