@@ -145,11 +145,10 @@ type dirNode struct {
 }
 
 var (
-	_ gofs.NodeLookuper  = (*dirNode)(nil)
-	_ gofs.NodeOpendirer = (*dirNode)(nil)
-	_ gofs.NodeReaddirer = (*dirNode)(nil)
-	_ gofs.NodeGetattrer = (*dirNode)(nil)
-	_ gofs.NodeStatfser  = (*dirNode)(nil)
+	_ gofs.NodeLookuper       = (*dirNode)(nil)
+	_ gofs.NodeOpendirHandler = (*dirNode)(nil)
+	_ gofs.NodeGetattrer      = (*dirNode)(nil)
+	_ gofs.NodeStatfser       = (*dirNode)(nil)
 )
 
 func (n *dirNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
@@ -258,27 +257,49 @@ func (n *dirNode) Getattr(ctx context.Context, _ gofs.FileHandle, out *fuse.Attr
 	return 0
 }
 
-func (n *dirNode) Opendir(ctx context.Context) syscall.Errno {
+// OpendirHandle lists the directory: what comes to its name afterwards is no reason to fail a read of it.
+func (n *dirNode) OpendirHandle(ctx context.Context, _ uint32) (gofs.FileHandle, uint32, syscall.Errno) {
+	var stream gofs.DirStream
 	_, err := patiently(ctx, n.dir.item)
 	if errors.Is(err, errAbsent) {
-		return n.gone()
+		return nil, 0, n.gone()
 	}
-	return n.m.errno(ctx, n.path, err)
+	if d, ok := n.dir.(*imagesDir); ok && err == nil {
+		var list lazyList
+		list, err = patiently(ctx, d.lazyList)
+		stream = &lazyStream{list: list}
+	} else if err == nil {
+		var names []Name
+		names, err = patiently(ctx, n.dir.list)
+		stream = dirStream(names)
+	}
+	if err != nil {
+		return nil, 0, n.lookupErrno(ctx, err)
+	}
+	return &dirHandle{stream}, 0, 0
 }
 
-func (n *dirNode) Readdir(ctx context.Context) (gofs.DirStream, syscall.Errno) {
-	if d, ok := n.dir.(*imagesDir); ok {
-		list, err := patiently(ctx, d.lazyList)
-		if err != nil {
-			return nil, n.lookupErrno(ctx, err)
-		}
-		return &lazyStream{list: list}, 0
+// A dirHandle is an open directory.
+type dirHandle struct{ stream gofs.DirStream }
+
+var (
+	_ gofs.FileReaddirenter = (*dirHandle)(nil)
+	_ gofs.FileSeekdirer    = (*dirHandle)(nil)
+)
+
+func (h *dirHandle) Readdirent(context.Context) (*fuse.DirEntry, syscall.Errno) {
+	if !h.stream.HasNext() {
+		return nil, 0
 	}
-	names, err := patiently(ctx, n.dir.list)
-	if err != nil {
-		return nil, n.lookupErrno(ctx, err)
+	e, errno := h.stream.Next()
+	return &e, errno
+}
+
+func (h *dirHandle) Seekdir(ctx context.Context, off uint64) syscall.Errno {
+	if s, ok := h.stream.(gofs.FileSeekdirer); ok {
+		return s.Seekdir(ctx, off)
 	}
-	return dirStream(names), 0
+	return syscall.ENOTSUP
 }
 
 // A lazyStream reads a lazyList.
