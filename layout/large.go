@@ -2,18 +2,17 @@ package layout
 
 import (
 	"context"
-	"runtime/debug"
 	"sync"
 	"time"
 )
 
 // This file bounds what a registry remembers of large documents. A small app is remembered for ever. One that takes more is forgotten, but for its
-// name, when others need the place, or when nobody used it for some time; then the memory goes back to the system. What it says is read again when
-// somebody asks.
+// name, when others need the place; and what many or large nested indexes say, which takes several times their bytes, when nobody used the app for some
+// time. It is read again when somebody asks.
 
 const (
 	someBytes  = 64 << 10              // of an app's index.json and nested indexes: more counts in mostBytes
-	largeBytes = 16 << 20              // more is forgotten when it rests
+	largeBytes = 16 << 20              // of its nested indexes: more is forgotten when the app rests
 	mostBytes  = MaxIndex + MaxIndexes // of all apps together, as much as one may have
 	gateBytes  = 1 << 20               // a larger document is read alone
 )
@@ -29,7 +28,7 @@ type large struct {
 	timer *time.Timer    // of the next look at them; nil for none
 }
 
-// restAfter is how long a large app is remembered after its last use.
+// restAfter is how long large indexes of an app are remembered after its last use.
 const restAfter = 20 * time.Second
 
 func newLarge() *large {
@@ -43,7 +42,11 @@ func (l *large) enter(ctx context.Context, size int64) (leave func(), err error)
 	}
 	select {
 	case l.gate <- struct{}{}:
-		return func() { <-l.gate }, nil
+		end := Heavy()
+		return func() {
+			<-l.gate
+			end()
+		}, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -54,7 +57,7 @@ func (l *large) keeps(a *App) {
 	if l == nil {
 		return
 	}
-	size := a.size()
+	size, nested := a.size()
 	a.used.Store(time.Now().UnixNano())
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -76,29 +79,29 @@ func (l *large) keeps(a *App) {
 		oldest.forget()
 		delete(l.apps, oldest)
 	}
-	if size > largeBytes && l.timer == nil {
+	if nested > largeBytes && l.timer == nil {
 		l.timer = time.AfterFunc(l.restAfter/4, l.look)
 	}
 }
 
-// look forgets the large apps that nobody used for some time. It comes again as long as there are any.
+// look forgets the large indexes of apps that nobody used for some time. It comes again as long as there are any.
 func (l *large) look() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	left, forgot := false, false
-	for app, size := range l.apps {
-		switch {
-		case size <= largeBytes:
+	for app := range l.apps {
+		switch _, nested := app.size(); {
+		case nested <= largeBytes:
 		case time.Since(time.Unix(0, app.used.Load())) < l.restAfter:
 			left = true
 		default:
-			app.forget()
-			delete(l.apps, app)
+			app.forgetIndexes()
+			l.apps[app], _ = app.size()
 			forgot = true
 		}
 	}
 	if forgot {
-		debug.FreeOSMemory()
+		Heavy()() // which gives the memory back to the system
 	}
 	l.timer = nil
 	if left {
@@ -114,19 +117,27 @@ func (l *large) close() {
 	}
 }
 
-// size is how many bytes the documents have of which the readings are kept.
-func (a *App) size() int64 {
+// size is how many bytes the documents have of which the readings are kept, and those of them that are nested indexes.
+func (a *App) size() (all, nested int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	size := a.indexBytes
+	all = a.indexBytes
 	if a.snap != nil {
-		size += a.snap.Attr.Size
+		all += a.snap.Attr.Size
 	}
-	return size
+	return all, a.indexBytes
 }
 
 // forget drops what was read of the app's index.json and nested indexes.
 func (a *App) forget() {
+	a.forgetIndexes()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.snap, a.good, a.seen = nil, nil, sighting{}
+}
+
+// forgetIndexes drops what was read of the app's nested indexes.
+func (a *App) forgetIndexes() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, s := range []*Snapshot{a.snap, a.good} {
@@ -136,6 +147,5 @@ func (a *App) forget() {
 			s.mu.Unlock()
 		}
 	}
-	a.snap, a.good, a.seen = nil, nil, sighting{}
 	a.indexes, a.indexBytes = map[indexKey]*readIndex{}, 0
 }
