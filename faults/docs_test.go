@@ -54,7 +54,7 @@ func TestFaultsAreTested(t *testing.T) {
 			}
 		}
 	}
-	for row := 1; row <= 63; row++ {
+	for row := 1; row <= 73; row++ {
 		if !seen[fmt.Sprint(row)] {
 			t.Errorf("row %d is missing", row)
 		}

@@ -11,10 +11,10 @@ import (
 // time. It is read again when somebody asks.
 
 const (
-	someBytes  = 64 << 10              // of an app's index.json and nested indexes: more counts in mostBytes
-	largeBytes = 16 << 20              // of its nested indexes: more is forgotten when the app rests
-	mostBytes  = MaxIndex + MaxIndexes // of all apps together, as much as one may have
-	gateBytes  = 1 << 20               // a larger document is read alone
+	someBytes  = 64 << 10  // of an app's index.json and nested indexes: more counts in mostBytes
+	largeBytes = 16 << 20  // of its nested indexes: more is forgotten when the app rests
+	mostBytes  = 128 << 20 // of all apps together: as much as one may have, MaxIndex + MaxIndexes
+	gateBytes  = 1 << 20   // a larger document is read alone
 )
 
 // large is what a registry knows of its apps that take much memory.
