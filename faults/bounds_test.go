@@ -20,6 +20,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"irfs/layout"
 	"irfs/layout/sample"
 )
 
@@ -431,7 +432,7 @@ func TestSigningOfManyImages(t *testing.T) {
 		platform.Variant = fmt.Sprint(i)
 		list = append(list, l.Image(platform, layer))
 	}
-	for i := range images { // and as many that are no images
+	for i := range min(images, layout.MaxIndexImages-images) { // and as many that are no images, as far as that goes
 		list = append(list, l.Artifact("text/plain", fmt.Sprint(i), nil))
 	}
 	l.Tag("x", l.Index(list...))
