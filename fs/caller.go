@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -149,32 +148,13 @@ func (c credentials) run(ctx context.Context, do func() error) error {
 // good: it is never unlocked, and so ends with the goroutine.
 func onThread(ctx context.Context, do func() error) error {
 	done := make(chan error, 1)
-	go offMain(func() { done <- do() })
+	go layout.OffMain(func() { done <- do() })
 	select {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-// offMain runs do on a locked thread that is not the main one: that one does not
-// end with a goroutine (runtime.LockOSThread), and would stay in the
-// caller's directory, which may be in the mount.
-func offMain(do func()) {
-	runtime.LockOSThread()
-	if unix.Gettid() != os.Getpid() {
-		do()
-		return
-	}
-	started := make(chan struct{})
-	go func() { // on another thread, for this one is locked
-		runtime.LockOSThread()
-		close(started)
-		do()
-	}()
-	<-started
-	runtime.UnlockOSThread()
 }
 
 // readSmall reads a key or signature file. It never waits for more to come, as an

@@ -134,7 +134,7 @@ func (n *controlNode) Write(ctx context.Context, h gofs.FileHandle, data []byte,
 	if err != nil {
 		return 0, errnoOf(err)
 	}
-	n.m.expire(d.name, change)
+	n.m.expire(ctx, d.name, change)
 	return uint32(len(data)), 0
 }
 

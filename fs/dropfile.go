@@ -502,7 +502,7 @@ func (a *attempt) takeIn(ctx context.Context, name string, closing bool, by Call
 	}
 	a.end(by.UID, name, outcome, nil)
 	f.m.drops.done.add(app, way, by, imported)
-	f.m.expire(app, nil)
+	f.m.expire(ctx, app, nil)
 	return 0
 }
 

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"time"
@@ -18,9 +19,9 @@ type expiry struct{ files []*fileNode }
 
 // expire is called before the write or close that asked for the change returns. change is nil for an import. The name `sign` is left out, for
 // this is called from its handler.
-func (m *mounted) expire(app string, change *layout.Change) {
+func (m *mounted) expire(ctx context.Context, app string, change *layout.Change) {
 	var x expiry
-	defer x.wait()
+	defer func() { x.wait(ctx) }()
 	top := m.root
 	for part := range strings.SplitSeq(app, "/") {
 		x.expire(top) // a new app, or namespace, changes its times
@@ -81,12 +82,16 @@ func (x *expiry) expireAll(in *gofs.Inode) {
 
 // wait waits for who has a file open that is not what is at its path any more, for as long as the kernel may take the name for it: at
 // most a second.
-func (x *expiry) wait() {
-	for {
-		x.files = slices.DeleteFunc(x.files, func(n *fileNode) bool { return !n.outdated() })
+func (x *expiry) wait(ctx context.Context) {
+	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
+		x.files = slices.DeleteFunc(x.files, func(n *fileNode) bool { return !n.outdated(ctx) })
 		if len(x.files) == 0 {
 			return
 		}
-		time.Sleep(time.Millisecond)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done(): // the caller's end: the change is done
+			return
+		}
 	}
 }

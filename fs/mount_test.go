@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	irfs "irfs/fs"
+	"irfs/internal/irfstest"
 	"irfs/layout"
 	"irfs/layout/sample"
 	"irfs/sign"
@@ -44,6 +45,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	irfstest.Interruptible()
 	goleak.VerifyTestMain(m)
 }
 

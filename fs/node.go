@@ -430,11 +430,11 @@ func (n *fileNode) Getattr(ctx context.Context, _ gofs.FileHandle, out *fuse.Att
 
 // outdated reports whether the kernel may still take the node's name for it, though there is something else by now, and somebody has
 // it open, so that it is not told by Getattr.
-func (n *fileNode) outdated() bool {
+func (n *fileNode) outdated(ctx context.Context) bool {
 	if n.opens.Load() == 0 || time.Now().UnixNano() > n.cachedUntil.Load() {
 		return false
 	}
-	now, err := n.parent.lookup(context.Background(), n.name)
+	now, err := n.parent.lookup(ctx, n.name)
 	return err != nil || !now.same(n.item)
 }
 

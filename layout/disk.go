@@ -926,19 +926,36 @@ func workIn(parent int, topName string, top int) (*work, error) {
 	return nil, pathError("flock", topName, err)
 }
 
+// OffMain runs do on a locked thread that is not the main one: that one does not
+// end with a goroutine (runtime.LockOSThread), and would keep what do made of it.
+func OffMain(do func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != os.Getpid() {
+		do()
+		return
+	}
+	started := make(chan struct{})
+	go func() { // on another thread, for this one is locked
+		runtime.LockOSThread()
+		close(started)
+		do()
+	}()
+	<-started
+	runtime.UnlockOSThread()
+}
+
 // mkdirExact makes a directory of exactly that mode, whatever the process's umask is: on a thread that shares that with no other. A mode that
 // is set afterwards may be another directory's.
 func mkdirExact(dirfd int, name string, mode uint32) error {
 	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+	go OffMain(func() {
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			done <- pathError("unshare", name, err)
 			return
 		}
 		unix.Umask(0)
 		done <- mkdir(dirfd, name, mode)
-	}()
+	})
 	return <-done
 }
 

@@ -65,8 +65,12 @@ func (f *Flights[K, V]) Do(ctx context.Context, key K, compute func(context.Cont
 func (f *Flights[K, V]) Fresh(ctx context.Context, key K, compute func(context.Context) (V, error)) (V, error) {
 	for asked := time.Now(); ; {
 		value, began, err := f.Do(ctx, key, compute)
-		if !began.Before(asked) || ctx.Err() != nil {
+		if !began.Before(asked) {
 			return value, err
+		}
+		if err := ctx.Err(); err != nil {
+			var none V
+			return none, err
 		}
 	}
 }

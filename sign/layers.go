@@ -66,18 +66,20 @@ func (l *layers) keep(key layerKey, check *layerCheck) {
 	l.last[key] = check
 }
 
-// check gives what comes of checking a layer: a check that began after since, or one that proves that nothing changed since it was made.
-func (l *layers) check(ctx context.Context, snap *layout.Snapshot, d v1.Descriptor, key layerKey, since time.Time) (*layerCheck, error) {
+// check gives what comes of checking a layer, and at what time that was so for certain: a check that began after since, or one of which it was
+// seen that nothing changed since it was made.
+func (l *layers) check(ctx context.Context, snap *layout.Snapshot, d v1.Descriptor, key layerKey, since time.Time) (_ *layerCheck, at time.Time, _ error) {
 	for {
 		last := l.kept(key)
 		if last != nil && !last.began.Before(since) {
-			return last, nil
+			return last, last.began, nil
 		}
 		if last != nil && last.seen.Racy() == 0 {
+			at := time.Now()
 			if _, same, err := snap.Same(ctx, last.seen); err != nil {
-				return nil, err
+				return nil, at, err
 			} else if same {
-				return last, nil
+				return last, at, nil
 			}
 			last = nil
 		}
@@ -108,16 +110,16 @@ func (l *layers) check(ctx context.Context, snap *layout.Snapshot, d v1.Descript
 			return check, nil
 		})
 		if err != nil {
-			return nil, err
+			return nil, at, err
 		}
 		if !check.began.Before(since) {
-			return check, nil
+			return check, check.began, nil
 		}
 	}
 }
 
-// checkLayers adds what verify-full checks to the verdict. Checks that began after since will do; it returns when the first of those that prove nothing
-// any more began, or since then.
+// checkLayers adds what verify-full checks to the verdict. Checks that began after since will do; it returns the time of the oldest
+// of them, before which whoever asks later cannot rely on it.
 func (v *Verifier) checkLayers(ctx context.Context, app *layout.App, snap *layout.Snapshot, verdict *Verdict, m *layout.Manifest, c *layout.Config, since time.Time) (oldest time.Time, err error) {
 	oldest = time.Now()
 	if verdict.Status == Corrupt || m.Doc == nil || verdict.Kind != layout.KindImage && verdict.Kind != layout.KindArtifact {
@@ -139,14 +141,13 @@ func (v *Verifier) checkLayers(ctx context.Context, app *layout.App, snap *layou
 		}
 		check := checked[key]
 		if check == nil {
-			if check, err = v.layers.check(ctx, snap, layer, key, since); err != nil {
+			var at time.Time
+			if check, at, err = v.layers.check(ctx, snap, layer, key, since); err != nil {
 				return oldest, err
 			}
 			checked[key] = check
 			verdict.seen.Add(check.seen)
-			if check.seen.Racy() > 0 {
-				oldest = earlier(oldest, check.began)
-			}
+			oldest = earlier(oldest, at)
 		}
 		if check.err != nil {
 			corrupt(fmt.Sprintf("layer %d of %d", i+1, len(m.Doc.Layers)), check.err.Error())

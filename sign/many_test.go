@@ -206,6 +206,47 @@ func TestDocumentsOfAnIndexAreLimited(t *testing.T) {
 	}
 }
 
+// Who joins a verification gets nothing that was found before he asked: a layer that the images of an index share is checked once, and changes before
+// another one asks for the last of them.
+func TestLayerChangesAmongTheImagesOfAnIndex(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := sample.New()
+	shared := sample.Gzip("a", "shared")
+	l.Tag("first", l.Image(sample.Linux("amd64"), shared))
+	l.Tag("last", l.Image(sample.Linux("arm64"), shared, sample.Gzip("b", strings.Repeat("\x00", 256<<20)))) // which takes a while
+	app, dir := appOf(t, l)
+	time.Sleep(2100 * time.Millisecond) // until times prove something
+	verifier := sign.NewVerifier(trust(ca))
+	snap, first := resolve(t, app, "first")
+	_, last := resolve(t, app, "last")
+	began := time.Now()
+	v, err := verifier.VerifySince(ctx, app, snap, first, began)
+	must(t, err)
+	if v.Layers != sign.LayersVerified {
+		t.Fatal(v.Text())
+	}
+	name := filepath.Join(dir, sample.Path(l.Blob(v1.MediaTypeImageLayerGzip, shared.Blob()).Digest))
+	data, err := os.ReadFile(name)
+	must(t, err)
+	data[len(data)-1] ^= 1
+	must(t, os.WriteFile(name, data, 0o644))
+	asked := time.Now()
+	var other sync.WaitGroup
+	other.Go(func() {
+		if _, err := verifier.VerifySince(ctx, app, snap, last, began); err != nil {
+			t.Error(err)
+		}
+	})
+	time.Sleep(30 * time.Millisecond) // in the midst of the second layer
+	v, err = verifier.VerifySince(ctx, app, snap, last, asked)
+	must(t, err)
+	if v.Layers != sign.LayersCorrupt {
+		t.Errorf("who asked after the layer had changed was told: %s", v.Text())
+	}
+	other.Wait()
+}
+
 // What is signed already is left as it is, byte for byte; what a signer left who was killed is not.
 func TestSignAgainCleansUp(t *testing.T) {
 	l := sample.New()

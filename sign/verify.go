@@ -147,7 +147,7 @@ type Verifier struct {
 	most     int // verdicts, before those are forgotten that nobody can ask for any more
 
 	flights layout.Flights[verdictKey, look]
-	indexes layout.Flights[indexKey, *Verdict]
+	indexes layout.Flights[indexVerdict, *Verdict]
 	layers  layers
 }
 
@@ -157,8 +157,8 @@ type verdictKey struct {
 	full   bool
 }
 
-// An indexKey is what the verdict on an index is computed for at one time, by all who ask for it.
-type indexKey struct {
+// An indexVerdict is what the verdict on an index is computed for at one time, by all who ask for it.
+type indexVerdict struct {
 	verdictKey
 	known bool // only if it is known already
 	of    uint64
@@ -205,7 +205,7 @@ func (v *Verifier) Known(ctx context.Context, app *layout.App, snap *layout.Snap
 		verdict, _ := known(ctx, e)
 		return verdict
 	}
-	key := indexKey{verdictKey{app, string(e.Digest), full}, true, about(e.Descriptor), snap.State()}
+	key := indexVerdict{verdictKey{app, string(e.Digest), full}, true, about(e.Descriptor), snap.State()}
 	verdict, _ := v.indexes.Fresh(ctx, key, func(ctx context.Context) (*Verdict, error) { return index(ctx, snap, e, known) })
 	return verdict
 }
@@ -548,7 +548,7 @@ func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snap
 	if e.Err != nil {
 		return verify(ctx)
 	}
-	key := indexKey{verdictKey{app, string(e.Digest), full}, false, about(e.Descriptor), snap.State()}
+	key := indexVerdict{verdictKey{app, string(e.Digest), full}, false, about(e.Descriptor), snap.State()}
 	return v.indexes.Fresh(ctx, key, verify)
 }
 

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
@@ -30,8 +31,13 @@ type House struct {
 	canMount func() error
 }
 
+// Interruptible has processes that the tests start end by SIGINT, also where the tests themselves were started with that signal ignored, as a shell
+// does behind `&`: a signal that is handled is not inherited.
+func Interruptible() { signal.Notify(make(chan os.Signal, 1), os.Interrupt) }
+
 // Build makes a House. With the race detector in the tests there is one in the program.
 func Build() (*House, error) {
+	Interruptible()
 	dir, err := os.MkdirTemp("", "irfs-test-")
 	if err != nil {
 		return nil, err
