@@ -757,12 +757,18 @@ func otherOf(mediaType string, pick pick) string {
 
 var typeMutations = []mutation{
 	at(rowPlace, "types", "not that of the document", ambiguous, func(w *wording, n *node, pick pick) bool {
+		if n.paper().body.get("mediaType") == nil {
+			return false
+		}
 		n.set("mediaType", stringOf(otherOf(n.get("mediaType").is(), pick)))
-		return n.paper().body.get("mediaType") != nil
+		return true
 	}),
 	at(childPlace, "types", "not that of the document", ambiguous, func(w *wording, n *node, pick pick) bool {
+		if n.paper().body.get("mediaType") == nil {
+			return false
+		}
 		n.set("mediaType", stringOf(otherOf(n.get("mediaType").is(), pick)))
-		return n.paper().body.get("mediaType") != nil
+		return true
 	}),
 	at(manifestPlace, "types", "a manifest that gives none", harmless, func(w *wording, m *node, pick pick) bool {
 		m.remove("mediaType")

@@ -306,7 +306,7 @@ func configsOf(ctx context.Context, snap *layout.Snapshot, e layout.Entry) ([]di
 	var configs []digest.Digest
 	var documents layout.Documents
 	for _, image := range images {
-		m, err := snap.Manifest(image)
+		m, err := snap.Manifest(ctx, image)
 		if err == nil {
 			err = documents.Add(image.Size, 0)
 		}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"irfs/layout"
 	"irfs/sign"
@@ -60,7 +61,7 @@ func (d *imageDir) find(ctx context.Context, snap *layout.Snapshot) (layout.Entr
 	if err != nil || d.platform == "" {
 		return e, err
 	}
-	list, err := platformsOf(ctx, snap, e)
+	list, err := d.t.platformsOf(ctx, snap, e)
 	if err != nil {
 		return e, err
 	}
@@ -86,8 +87,8 @@ func (d *imageDir) item(ctx context.Context) (*Item, error) {
 	return item, nil
 }
 
-// with does something with the image. If that has doubts, and the app is in another state by then, it is done again:
-// what the old state needed may have been removed, as nothing needs it any more.
+// with does something with the image. If that has doubts, and index.json was read anew by then, it is done again:
+// what the old state needed may have been removed, as nothing needs it any more. (The new one may have the same bytes: two vendors sign in turn.)
 func (d *imageDir) with(ctx context.Context, do func(*image) error) error {
 	for try := 0; ; try++ {
 		image, err := d.open(ctx)
@@ -97,10 +98,10 @@ func (d *imageDir) with(ctx context.Context, do func(*image) error) error {
 		if err = do(image); err != nil {
 			err = absent(err) // the app itself, meanwhile
 		}
-		if !image.doubt || try == 3 {
+		if !image.doubt || try == 5 {
 			return err
 		}
-		if now, nowErr := image.app.Snapshot(ctx); nowErr != nil || now.Equal(image.snap) {
+		if now, nowErr := image.app.Snapshot(ctx); nowErr != nil || now.Serial() == image.snap.Serial() {
 			return err
 		}
 	}
@@ -296,7 +297,7 @@ func (i *image) manifest(ctx context.Context) (m *layout.Manifest, err error) {
 	if layout.IsIndex(i.entry.MediaType) {
 		m, err = &layout.Manifest{Descriptor: i.entry.Descriptor, Kind: layout.KindIndex}, i.snap.CheckIndex(ctx, i.entry)
 	} else {
-		m, err = i.snap.Manifest(i.entry)
+		m, err = i.snap.Manifest(ctx, i.entry)
 	}
 	if errors.Is(err, layout.ErrCorrupt) {
 		i.doubt = true
@@ -477,7 +478,7 @@ func (d *platformsDir) images(ctx context.Context) ([]platformImage, error) {
 	if err != nil {
 		return nil, err
 	}
-	return platformsOf(ctx, image.snap, image.entry)
+	return d.image.t.platformsOf(ctx, image.snap, image.entry)
 }
 
 func (d *platformsDir) lookup(ctx context.Context, name string) (*Item, error) {
@@ -506,6 +507,58 @@ func (d *platformsDir) list(ctx context.Context) ([]Name, error) {
 	return sorted(dirs(names...)), nil
 }
 
+// A platform is what an image's documents say of its name in platforms/.
+type platform struct {
+	name                 string
+	config               int64 // bytes of the config that was read for it
+	missing, attestation bool
+}
+
+// platformKey is what that depends on: a digest stands for the same bytes always.
+type platformKey struct {
+	digest              digest.Digest
+	mediaType           string
+	size                int64
+	platform, reference string // by the descriptor
+}
+
+// maxPlatforms is how many are kept.
+const maxPlatforms = 1 << 14
+
+// platformOf gives it for an image that is there, and reads it once. One that cannot be read is `unknown`, and read again.
+func (t *Tree) platformOf(ctx context.Context, snap *layout.Snapshot, e layout.Entry) (platform, error) {
+	key := platformKey{digest: e.Digest, mediaType: e.MediaType, size: e.Size, reference: e.Annotations["vnd.docker.reference.type"]}
+	if e.Platform != nil {
+		key.platform = layout.PlatformName(*e.Platform)
+	}
+	t.mu.Lock()
+	known, ok := t.platforms[key]
+	t.mu.Unlock()
+	if ok && e.Err == nil && snap.Has(e.Descriptor) {
+		return known, nil
+	}
+	m, err := snap.Manifest(ctx, e)
+	if err != nil && !errors.Is(err, layout.ErrCorrupt) {
+		return platform{}, err
+	}
+	p := platform{missing: errors.Is(err, layout.ErrMissing), attestation: m != nil && m.Kind == layout.KindAttestation}
+	if m != nil && m.Doc != nil && e.Platform == nil { // its platform is in its config
+		p.config = m.Doc.Config.Size
+	}
+	if p.name, ok = tagName(snap.PlatformName(ctx, e, m)); !ok {
+		p.name = "unknown"
+	}
+	if err == nil && ctx.Err() == nil && p.name != layout.PlatformName(v1.Platform{}) { // for its config may have been missing
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if len(t.platforms) >= maxPlatforms {
+			clear(t.platforms)
+		}
+		t.platforms[key] = p
+	}
+	return p, nil
+}
+
 // A platformImage is an image by its name in platforms/.
 type platformImage struct {
 	name  string
@@ -514,7 +567,7 @@ type platformImage struct {
 
 // platformsOf lists the images that count in an entry by the names that they
 // have in platforms/. Names that would be the same get the digest's beginning.
-func platformsOf(ctx context.Context, snap *layout.Snapshot, e layout.Entry) ([]platformImage, error) {
+func (t *Tree) platformsOf(ctx context.Context, snap *layout.Snapshot, e layout.Entry) ([]platformImage, error) {
 	images, err := snap.Images(ctx, e)
 	if errors.Is(err, layout.ErrCorrupt) {
 		return nil, nil
@@ -529,28 +582,18 @@ func platformsOf(ctx context.Context, snap *layout.Snapshot, e layout.Entry) ([]
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		m, err := snap.Manifest(image)
-		if m != nil && layout.IsIndex(e.MediaType) {
-			config := int64(0)
-			if image.Platform == nil && m.Doc != nil { // its platform is in its config
-				config = m.Doc.Config.Size
-			}
-			if documents.Add(image.Size, config) != nil {
-				return nil, nil // it is corrupt
-			}
-		}
-		switch {
-		case errors.Is(err, layout.ErrMissing) && layout.IsIndex(e.MediaType), m != nil && m.Kind == layout.KindAttestation:
-			continue
-		case err != nil && !errors.Is(err, layout.ErrCorrupt):
+		p, err := t.platformOf(ctx, snap, image)
+		if err != nil {
 			return nil, err
 		}
-		name, ok := tagName(snap.PlatformName(image, m))
-		if !ok {
-			name = "unknown"
+		if !p.missing && layout.IsIndex(e.MediaType) && documents.Add(image.Size, p.config) != nil {
+			return nil, nil // it is corrupt
 		}
-		times[name]++
-		list = append(list, platformImage{name, image})
+		if p.missing && layout.IsIndex(e.MediaType) || p.attestation {
+			continue
+		}
+		times[p.name]++
+		list = append(list, platformImage{p.name, image})
 	}
 	for i, p := range list {
 		if times[p.name] > 1 {

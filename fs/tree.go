@@ -34,6 +34,8 @@ type Tree struct {
 	mu       sync.Mutex
 	moved    map[movedKey]digest.Digest // what a signing made of a digest
 	outcomes map[movedKey]string        // of the last signing of an image
+
+	platforms map[platformKey]platform
 }
 
 type movedKey struct {
@@ -46,7 +48,7 @@ func NewTree(reg *layout.Registry, t *sign.Trust) *Tree {
 	return &Tree{
 		Registry: reg, Verifier: sign.NewVerifier(t),
 		log: newEventLog(), started: time.Now(), version: func(uint32) []byte { return nil },
-		moved: map[movedKey]digest.Digest{}, outcomes: map[movedKey]string{},
+		moved: map[movedKey]digest.Digest{}, outcomes: map[movedKey]string{}, platforms: map[platformKey]platform{},
 	}
 }
 

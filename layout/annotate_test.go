@@ -24,7 +24,7 @@ func TestAnnotateWhatIsMovedAway(t *testing.T) {
 	_, err = app.Annotate(context.Background(), func(snap *layout.Snapshot) ([]layout.Edit, error) {
 		e, err := snap.Tag(t.Context(), "x")
 		must(t, err)
-		m, err := snap.Manifest(e)
+		m, err := snap.Manifest(t.Context(), e)
 		must(t, os.Rename(dir+"/app", dir+"/away"))
 		must(t, l.WriteDir(dir+"/app"))
 		before = tree(t, dir+"/app")

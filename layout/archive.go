@@ -427,7 +427,7 @@ func (u *unpacking) reach(snap *Snapshot) (map[digest.Digest]bool, error) {
 		if err := u.ctx.Err(); err != nil {
 			return nil, err
 		}
-		m, err := snap.Manifest(e)
+		m, err := snap.Manifest(u.ctx, e)
 		if errors.Is(err, ErrMissing) { // kept with KeepAll
 			continue
 		}
@@ -454,7 +454,7 @@ func (u *unpacking) reach(snap *Snapshot) (map[digest.Digest]bool, error) {
 			used[d.Digest] = true
 		}
 		if m.Kind == KindImage {
-			c, err := snap.Config(m, nil)
+			c, err := snap.Config(u.ctx, m, nil)
 			if err == nil {
 				err = CheckRootFS(m, c)
 			}

@@ -700,7 +700,7 @@ func (s *Snapshot) leftBehind(ctx context.Context, moved map[digest.Digest]diges
 			return
 		}
 		count++
-		m, err := s.Manifest(e)
+		m, err := s.Manifest(ctx, e)
 		if err != nil {
 			return
 		}

@@ -222,7 +222,7 @@ func TestAnnotateInlineAndIndented(t *testing.T) {
 		images, err := snap.Images(t.Context(), e)
 		must(t, err)
 		for _, e := range append(images, e) {
-			got, err := snap.Manifest(e)
+			got, err := snap.Manifest(t.Context(), e)
 			must(t, err)
 			if e.Data == nil || !bytes.Equal(e.Data, got.Bytes) {
 				t.Errorf("%s: inline data %s, blob %s", tag, e.Data, got.Bytes)
@@ -344,7 +344,7 @@ func TestAnnotateOverWhatIsThere(t *testing.T) {
 	snap := snapshot(t, reference)
 	e, err := snap.Tag(t.Context(), "x")
 	must(t, err)
-	m, err := snap.Manifest(e)
+	m, err := snap.Manifest(t.Context(), e)
 	must(t, err)
 	for name, put := range map[string]func(file string) error{
 		"the same":           func(file string) error { return os.WriteFile(file, m.Bytes, 0o600) },
@@ -493,7 +493,7 @@ func TestAnnotateInParallel(t *testing.T) {
 	for i := range images {
 		e, err := snap.Tag(t.Context(), fmt.Sprint(i))
 		must(t, err)
-		m, err := snap.Manifest(e)
+		m, err := snap.Manifest(t.Context(), e)
 		must(t, err)
 		if m.Doc.Annotations["key"] != "value" || inIndex[i].Digest != e.Digest {
 			t.Errorf("%d: %s, in the index %s", i, m.Bytes, inIndex[i].Digest)
@@ -624,14 +624,14 @@ func TestAnnotateUponAnotherToolsChange(t *testing.T) {
 		}
 		e, err := snap.Tag(t.Context(), tag)
 		must(t, err)
-		m, err := snap.Manifest(e)
+		m, err := snap.Manifest(t.Context(), e)
 		return []layout.Edit{{Manifest: m, Set: []layout.Annotation{{Key: "key", Value: tag}}}}, err
 	})
 	must(t, err)
 	snap := snapshot(t, app)
 	e, err := snap.Tag(t.Context(), "y")
 	must(t, err)
-	m, err := snap.Manifest(e)
+	m, err := snap.Manifest(t.Context(), e)
 	must(t, err)
 	if calls != 2 || m.Doc.Annotations["key"] != "y" {
 		t.Errorf("%d calls, %s", calls, m.Bytes)

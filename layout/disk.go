@@ -829,7 +829,7 @@ var errForeign = errors.New("not for this process")
 type foreignTop struct{ text string }
 
 func (f *foreignTop) Error() string        { return f.text }
-func (f *foreignTop) Is(target error) bool { return target == errForeign || target == ErrExist }
+func (f *foreignTop) Is(target error) bool { return target == errForeign || target == ErrBusy }
 
 func notOurs(topName, why string) error { return &foreignTop{topName + " " + why} }
 

@@ -469,11 +469,11 @@ func TestLeaseOnABlob(t *testing.T) {
 	signal.Ignore(unix.SIGIO) // asks for the lease
 	defer signal.Reset(unix.SIGIO)
 	start := time.Now()
-	if _, err := snap.Manifest(e); !errors.Is(err, unix.EAGAIN) || time.Since(start) > 3*time.Second {
+	if _, err := snap.Manifest(t.Context(), e); !errors.Is(err, unix.EAGAIN) || time.Since(start) > 3*time.Second {
 		t.Errorf("%v after %v", err, time.Since(start))
 	}
 	must(t, file.Close())
-	_, err = snap.Manifest(e)
+	_, err = snap.Manifest(t.Context(), e)
 	must(t, err)
 }
 

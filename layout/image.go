@@ -72,18 +72,22 @@ func (a *App) readBlob(dirfd int, d v1.Descriptor, limit int64, seen *Seen) ([]b
 }
 
 // Manifest reads the manifest or index of an entry.
-func (s *Snapshot) Manifest(e Entry) (*Manifest, error) { return s.manifest(e, nil) }
+func (s *Snapshot) Manifest(ctx context.Context, e Entry) (*Manifest, error) {
+	return s.manifest(ctx, e, nil)
+}
 
 // Examine is Manifest; it adds what it found, good or bad, to seen.
-func (s *Snapshot) Examine(e Entry, seen *Seen) (*Manifest, error) { return s.manifest(e, seen) }
+func (s *Snapshot) Examine(ctx context.Context, e Entry, seen *Seen) (*Manifest, error) {
+	return s.manifest(ctx, e, seen)
+}
 
-func (s *Snapshot) manifest(e Entry, seen *Seen) (*Manifest, error) {
+func (s *Snapshot) manifest(ctx context.Context, e Entry, seen *Seen) (*Manifest, error) {
 	if e.Err != nil {
 		return nil, e.Err
 	}
 	recents := s.app.recents
 	if recents == nil {
-		return s.readManifest(e, seen)
+		return s.readManifest(ctx, e, seen)
 	}
 	if m, found := recents.manifests.get(s.app, e.Descriptor); m != nil && s.Unmoved(found) {
 		again := *m
@@ -92,7 +96,7 @@ func (s *Snapshot) manifest(e Entry, seen *Seen) (*Manifest, error) {
 		return &again, nil
 	}
 	var found Seen
-	m, err := s.readManifest(e, &found)
+	m, err := s.readManifest(ctx, e, &found)
 	seen.Add(found)
 	if err == nil {
 		recents.manifests.put(s.app, e.Descriptor, m, found)
@@ -100,7 +104,7 @@ func (s *Snapshot) manifest(e Entry, seen *Seen) (*Manifest, error) {
 	return m, err
 }
 
-func (s *Snapshot) readManifest(e Entry, seen *Seen) (*Manifest, error) {
+func (s *Snapshot) readManifest(ctx context.Context, e Entry, seen *Seen) (*Manifest, error) {
 	dirfd, err := s.app.open()
 	if err != nil {
 		return nil, err
@@ -110,6 +114,11 @@ func (s *Snapshot) readManifest(e Entry, seen *Seen) (*Manifest, error) {
 	if IsIndex(e.MediaType) {
 		limit = MaxIndex
 	}
+	leave, err := s.app.large.enter(ctx, e.Size)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	m := &Manifest{Descriptor: e.Descriptor}
 	if m.Bytes, _, m.Attr, err = s.app.readBlob(dirfd, e.Descriptor, limit, seen); err != nil {
 		return nil, err
@@ -299,19 +308,25 @@ func looksLikeAttestation(d v1.Descriptor) bool {
 	return annotated && d.Platform != nil && d.Platform.OS == "unknown" && d.Platform.Architecture == "unknown"
 }
 
+// Has reports whether there is a file of the descriptor's size in its blob's place.
+func (s *Snapshot) Has(d v1.Descriptor) bool {
+	attr, err := s.app.Stat(BlobPath(d.Digest))
+	return err == nil && attr.Mode.IsRegular() && attr.Size == d.Size
+}
+
 // Config reads the config of an image, and adds what it found, good or bad, to
 // seen, which may be nil.
-func (s *Snapshot) Config(m *Manifest, seen *Seen) (*Config, error) {
+func (s *Snapshot) Config(ctx context.Context, m *Manifest, seen *Seen) (*Config, error) {
 	recents := s.app.recents
 	if recents == nil {
-		return s.readConfig(m, seen)
+		return s.readConfig(ctx, m, seen)
 	}
 	if c, found := recents.configs.get(s.app, m.Doc.Config); c != nil && s.Unmoved(found) {
 		seen.Add(found)
 		return c, nil
 	}
 	var found Seen
-	c, err := s.readConfig(m, &found)
+	c, err := s.readConfig(ctx, m, &found)
 	seen.Add(found)
 	if err == nil {
 		recents.configs.put(s.app, m.Doc.Config, c, found)
@@ -319,12 +334,17 @@ func (s *Snapshot) Config(m *Manifest, seen *Seen) (*Config, error) {
 	return c, err
 }
 
-func (s *Snapshot) readConfig(m *Manifest, seen *Seen) (*Config, error) {
+func (s *Snapshot) readConfig(ctx context.Context, m *Manifest, seen *Seen) (*Config, error) {
 	dirfd, err := s.app.open()
 	if err != nil {
 		return nil, err
 	}
 	defer closeFD(dirfd)
+	leave, err := s.app.large.enter(ctx, m.Doc.Config.Size)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	c := &Config{}
 	if c.Bytes, _, _, err = s.app.readBlob(dirfd, m.Doc.Config, MaxConfig, seen); err != nil {
 		return nil, fmt.Errorf("config: %w", err)
@@ -336,12 +356,17 @@ func (s *Snapshot) readConfig(m *Manifest, seen *Seen) (*Config, error) {
 }
 
 // CheckConfig checks the size and digest of a config that need not be an image's.
-func (s *Snapshot) CheckConfig(m *Manifest, seen *Seen) error {
+func (s *Snapshot) CheckConfig(ctx context.Context, m *Manifest, seen *Seen) error {
 	dirfd, err := s.app.open()
 	if err != nil {
 		return err
 	}
 	defer closeFD(dirfd)
+	leave, err := s.app.large.enter(ctx, m.Doc.Config.Size)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	if _, _, _, err = s.app.readBlob(dirfd, m.Doc.Config, MaxConfig, seen); err != nil {
 		return fmt.Errorf("config: %w", err)
 	}

@@ -118,7 +118,7 @@ func TestIndexesTogether(t *testing.T) {
 				return
 			}
 			if _, err := app.Annotate(t.Context(), func(now *layout.Snapshot) ([]layout.Edit, error) {
-				m, err := now.Manifest(layout.Entry{Descriptor: image})
+				m, err := now.Manifest(t.Context(), layout.Entry{Descriptor: image})
 				return []layout.Edit{{Manifest: m, Set: []layout.Annotation{{Key: "a", Value: "b"}}}}, err
 			}); !errors.Is(err, layout.ErrLimit) {
 				t.Errorf("signing: %v", err)

@@ -121,7 +121,7 @@ func annotate(ctx context.Context, app *layout.App, ref, value string) (*layout.
 		if err != nil {
 			return nil, err
 		}
-		m, err := snap.Manifest(e)
+		m, err := snap.Manifest(ctx, e)
 		return []layout.Edit{{Manifest: m, Set: []layout.Annotation{{Key: "key", Value: value}}}}, err
 	})
 }

@@ -309,7 +309,7 @@ func (n *normalising) attests(d v1.Descriptor) (bool, error) {
 	if known {
 		return all, nil
 	}
-	m, err := n.snap.Manifest(Entry{Descriptor: d})
+	m, err := n.snap.Manifest(n.ctx, Entry{Descriptor: d})
 	if errors.Is(err, ErrMissing) {
 		return false, nil
 	}
@@ -431,7 +431,7 @@ func (n *normalising) became(d v1.Descriptor, was, is []byte, limit int) error {
 
 // retype makes an OCI manifest of one that has media types of Docker's.
 func (n *normalising) retype(d v1.Descriptor) error {
-	m, err := n.snap.Manifest(Entry{Descriptor: d})
+	m, err := n.snap.Manifest(n.ctx, Entry{Descriptor: d})
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package layout
 
 import (
+	"context"
 	"strings"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -65,12 +66,12 @@ func platform(p v1.Platform, sep string) string {
 
 // PlatformName gives the name of an image's platform: its descriptor's or else
 // its config's.
-func (s *Snapshot) PlatformName(e Entry, m *Manifest) string {
+func (s *Snapshot) PlatformName(ctx context.Context, e Entry, m *Manifest) string {
 	if e.Platform != nil {
 		return PlatformName(*e.Platform)
 	}
 	if m != nil && m.Kind == KindImage {
-		if c, err := s.Config(m, nil); err == nil {
+		if c, err := s.Config(ctx, m, nil); err == nil {
 			return PlatformName(c.Doc.Platform)
 		}
 	}

@@ -38,7 +38,7 @@ func TestAppIsOneDirectory(t *testing.T) {
 		_, statErr := app.Stat("index.json")
 		_, openErr := app.OpenFile("index.json")
 		_, listErr := app.List("blobs", true)
-		_, manifestErr := snap.Manifest(entry)
+		_, manifestErr := snap.Manifest(t.Context(), entry)
 		_, annotateErr := annotate(context.Background(), app, "x", "value")
 		_, _, collectErr := app.Collect(context.Background(), 0, false)
 		_, inErr := reg.DirIn("app", namespace.ID, "nginx")
@@ -205,7 +205,7 @@ func TestAnnotateWhatIsReplacedMeanwhile(t *testing.T) {
 			_, err := appIn(t, dir).Annotate(t.Context(), func(snap *layout.Snapshot) ([]layout.Edit, error) {
 				e, err := snap.Tag(t.Context(), "x")
 				must(t, err)
-				m, err := snap.Manifest(e)
+				m, err := snap.Manifest(t.Context(), e)
 				if tries++; tries == 1 {
 					name := dir + "/app/index.json"
 					if replaced == "manifest" {

@@ -143,7 +143,7 @@ func TestWorkWhereItCannotBe(t *testing.T) {
 			same(t, dir, before)
 			must(t, make(dir+"/"+own))
 			before = tree(t, dir)
-			want(t, stage(), layout.ErrExist, own+" "+name+": irfs needs this name for its working files; rename what has it")
+			want(t, stage(), layout.ErrBusy, own+" "+name+": irfs needs this name for its working files; rename what has it")
 			same(t, dir, before)
 		})
 	}

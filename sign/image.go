@@ -236,7 +236,7 @@ func (s *Signer) edits(ctx context.Context, snap *layout.Snapshot, e layout.Entr
 		if err := ctx.Err(); err != nil {
 			return nil, nil, err
 		}
-		v, m, c, err := examine(snap, image)
+		v, m, c, err := examine(ctx, snap, image, func(int64) bool { return true })
 		if err == nil && !v.Missing {
 			err = documents.Add(image.Size, v.config.size)
 		}
@@ -290,7 +290,7 @@ func Signable(ctx context.Context, snap *layout.Snapshot) ([]layout.Entry, error
 			list = append(list, e)
 			continue
 		}
-		m, err := snap.Manifest(e)
+		m, err := snap.Manifest(ctx, e)
 		if err != nil {
 			return nil, err
 		}

@@ -323,7 +323,7 @@ func TestSignIndex(t *testing.T) {
 		wantWord(t, verify(t, verifier, app, ref, true), sign.Verified, "")
 	}
 	snap, e := resolve(t, app, "all")
-	m, err := snap.Manifest(e)
+	m, err := snap.Manifest(t.Context(), e)
 	must(t, err)
 	index, err := layout.ParseIndex(m.Bytes, m.MediaType)
 	must(t, err)

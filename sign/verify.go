@@ -17,6 +17,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
 
 	"irfs/layout"
 )
@@ -149,19 +150,22 @@ type Verifier struct {
 	flights layout.Flights[verdictKey, look]
 	indexes layout.Flights[indexVerdict, *Verdict]
 	layers  layers
+
+	documents *semaphore.Weighted // room for the documents of images
+	oneByOne  chan struct{}       // held by who reads the layers of an image with a large manifest
 }
 
 type verdictKey struct {
 	app    *layout.App
 	digest string
 	full   bool
+	of     uint64 // the subject, as an index may name one manifest for several platforms
 }
 
 // An indexVerdict is what the verdict on an index is computed for at one time, by all who ask for it.
 type indexVerdict struct {
 	verdictKey
 	known bool // only if it is known already
-	of    uint64
 	state layout.State
 }
 
@@ -176,7 +180,10 @@ func (v *Verdict) weight() int { return 1 + v.seen.Len() }
 
 // NewVerifier gives a Verifier that trusts t.
 func NewVerifier(t *Trust) *Verifier {
-	return &Verifier{Trust: t, verdicts: map[verdictKey]*Verdict{}}
+	return &Verifier{
+		Trust: t, verdicts: map[verdictKey]*Verdict{},
+		documents: semaphore.NewWeighted(roomForDocuments), oneByOne: make(chan struct{}, 1),
+	}
 }
 
 // Verify gives the verdict on an entry of the app; with full, every layer is
@@ -205,7 +212,7 @@ func (v *Verifier) Known(ctx context.Context, app *layout.App, snap *layout.Snap
 		verdict, _ := known(ctx, e)
 		return verdict
 	}
-	key := indexVerdict{verdictKey{app, string(e.Digest), full}, true, about(e.Descriptor), snap.State()}
+	key := indexVerdict{verdictKey{app, string(e.Digest), full, about(e.Descriptor)}, true, snap.State()}
 	verdict, _ := v.indexes.Fresh(ctx, key, func(ctx context.Context) (*Verdict, error) { return index(ctx, snap, e, known) })
 	return verdict
 }
@@ -213,7 +220,7 @@ func (v *Verifier) Known(ctx context.Context, app *layout.App, snap *layout.Snap
 var errUnknown = errors.New("not known")
 
 func (v *Verifier) known(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry, full bool) *Verdict {
-	key := verdictKey{app, string(e.Digest), full}
+	key := verdictKey{app, string(e.Digest), full, about(e.Descriptor)}
 	kept := v.kept(key, e)
 	if kept == nil || kept.seen.Racy() > maxRehash {
 		return nil
@@ -226,7 +233,7 @@ func (v *Verifier) known(ctx context.Context, app *layout.App, snap *layout.Snap
 func (v *Verifier) kept(key verdictKey, e layout.Entry) *Verdict {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if kept := v.verdicts[key]; kept != nil && e.Err == nil && kept.of == about(e.Descriptor) {
+	if kept := v.verdicts[key]; kept != nil && e.Err == nil {
 		return kept
 	}
 	return nil
@@ -332,12 +339,54 @@ type look struct {
 	since   time.Time
 }
 
+// The documents of images that are verified at a time take room for their bytes, of which a parse makes several times as many.
+const (
+	roomForDocuments = 32 << 20
+	smallManifest    = 256 << 10
+	smallConfig      = 64 << 10
+)
+
+// errNoRoom: there is no room for an image's config.
+var errNoRoom = errors.New("no room for the config")
+
+// checkInTurn is Trust.check, once there is room for the image's documents. How large its config is, its manifest says; if that is more than there is room
+// for, it is read again later.
+func (v *Verifier) checkInTurn(ctx context.Context, snap *layout.Snapshot, e layout.Entry) (verdict *Verdict, m *layout.Manifest, c *layout.Config, err error) {
+	room := min(max(e.Size, 0)+smallConfig, roomForDocuments)
+	for {
+		if err := v.documents.Acquire(ctx, room); err != nil {
+			return nil, nil, nil, err
+		}
+		needs := room
+		verdict, m, c, err = v.Trust.check(ctx, snap, e, func(config int64) bool {
+			needs = min(e.Size+min(config, layout.MaxConfig), roomForDocuments)
+			return needs <= room
+		})
+		v.documents.Release(room)
+		if !errors.Is(err, errNoRoom) {
+			return verdict, m, c, err
+		}
+		room = needs
+	}
+}
+
 // image gives the verdict on an image. Of its layers, what was seen after since will do; with no time, after this was asked for.
 func (v *Verifier) image(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry, full bool, since time.Time) (*Verdict, error) {
 	do := func(ctx context.Context, began time.Time) (look, error) {
-		verdict, m, c, err := v.Trust.check(snap, e)
+		if full && e.Size > smallManifest { // which is kept while its layers are read
+			select {
+			case v.oneByOne <- struct{}{}:
+				defer func() { <-v.oneByOne }()
+			case <-ctx.Done():
+				return look{}, ctx.Err()
+			}
+		}
+		verdict, m, c, err := v.checkInTurn(ctx, snap, e)
 		found := look{verdict, began}
 		if err == nil && full {
+			if c != nil { // the rest need not wait for the layers
+				c = &layout.Config{Doc: &v1.Image{RootFS: c.Doc.RootFS}}
+			}
 			var oldest time.Time
 			oldest, err = v.checkLayers(ctx, app, snap, verdict, m, c, earlier(since, began))
 			found.since = earlier(oldest, began)
@@ -355,7 +404,7 @@ func (v *Verifier) image(ctx context.Context, app *layout.App, snap *layout.Snap
 		found, err := do(ctx, asked)
 		return found.verdict, err
 	}
-	key := verdictKey{app, string(e.Digest), full}
+	key := verdictKey{app, string(e.Digest), full, about(e.Descriptor)}
 	for {
 		kept := v.kept(key, e)
 		if kept != nil && kept.seen.Racy() == 0 {
@@ -380,9 +429,8 @@ func (v *Verifier) image(ctx context.Context, app *layout.App, snap *layout.Snap
 		if err != nil {
 			return nil, err
 		}
-		// One that others began before it was asked for here, or of another
-		// descriptor, does not count; the next round asks again.
-		if found.verdict.of == about(e.Descriptor) && !found.since.Before(asked) {
+		// One that others began before it was asked for here does not count; the next round asks again.
+		if !found.since.Before(asked) {
 			return found.verdict, nil
 		}
 	}
@@ -399,8 +447,8 @@ func earlier(a, b time.Time) time.Time {
 // check makes every check of section "Verifying" of the package comment on an
 // image, but for its layers. The manifest and config are nil where they
 // could not be read.
-func (t *Trust) check(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.Manifest, *layout.Config, error) {
-	v, m, c, err := examine(snap, e)
+func (t *Trust) check(ctx context.Context, snap *layout.Snapshot, e layout.Entry, fits func(config int64) bool) (*Verdict, *layout.Manifest, *layout.Config, error) {
+	v, m, c, err := examine(ctx, snap, e, fits)
 	if err == nil && v.Status == "" {
 		v.checkChain(t, m, c)
 	}
@@ -408,12 +456,13 @@ func (t *Trust) check(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.
 }
 
 // examine is check as far as nobody has to be trusted; the Status of an image with which nothing is wrong so far is "".
-func examine(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.Manifest, *layout.Config, error) {
+// fits is asked whether there is room for a config of so many bytes: errNoRoom if not.
+func examine(ctx context.Context, snap *layout.Snapshot, e layout.Entry, fits func(config int64) bool) (*Verdict, *layout.Manifest, *layout.Config, error) {
 	v := &Verdict{of: about(e.Descriptor), Layers: LayersUnchecked}
 	if e.Platform != nil {
 		v.Platform = layout.PlatformString(*e.Platform)
 	}
-	m, err := snap.Examine(e, &v.seen)
+	m, err := snap.Examine(ctx, e, &v.seen)
 	if errors.Is(err, layout.ErrCorrupt) {
 		v.Missing, v.fault = errors.Is(err, layout.ErrMissing), err
 		v.decide(Corrupt, "manifest", err.Error())
@@ -422,6 +471,9 @@ func examine(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.Manifest,
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	if m.Doc != nil && !fits(m.Doc.Config.Size) {
+		return nil, nil, nil, errNoRoom
+	}
 	v.Kind = m.Kind
 	v.passed, v.manifest = passedManifest, blob{m.Digest, m.Size}
 	switch m.Kind {
@@ -429,11 +481,11 @@ func examine(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.Manifest,
 		v.decide(Unsigned, "kind", "an attestation, not an image")
 		return v, m, nil, nil
 	case layout.KindArtifact:
-		err := v.examineArtifact(snap, m)
+		err := v.examineArtifact(ctx, snap, m)
 		return v, m, nil, err
 	}
 	v.config = blob{m.Doc.Config.Digest, m.Doc.Config.Size}
-	c, err := snap.Config(m, &v.seen)
+	c, err := snap.Config(ctx, m, &v.seen)
 	if err == nil {
 		if e.Platform == nil {
 			v.Platform = layout.PlatformString(c.Doc.Platform)
@@ -454,11 +506,11 @@ func examine(snap *layout.Snapshot, e layout.Entry) (*Verdict, *layout.Manifest,
 }
 
 // examineArtifact checks of an artifact what is not its layers.
-func (v *Verdict) examineArtifact(snap *layout.Snapshot, m *layout.Manifest) error {
+func (v *Verdict) examineArtifact(ctx context.Context, snap *layout.Snapshot, m *layout.Manifest) error {
 	what := fmt.Sprintf("of media type %q", m.MediaType)
 	if m.Doc != nil {
 		v.config = blob{m.Doc.Config.Digest, m.Doc.Config.Size}
-		err := snap.CheckConfig(m, &v.seen)
+		err := snap.CheckConfig(ctx, m, &v.seen)
 		if errors.Is(err, layout.ErrCorrupt) {
 			v.fault = err
 			v.decide(Corrupt, "config", strings.TrimPrefix(err.Error(), "config: "))
@@ -548,7 +600,7 @@ func (v *Verifier) index(ctx context.Context, app *layout.App, snap *layout.Snap
 	if e.Err != nil {
 		return verify(ctx)
 	}
-	key := indexVerdict{verdictKey{app, string(e.Digest), full}, false, about(e.Descriptor), snap.State()}
+	key := indexVerdict{verdictKey{app, string(e.Digest), full, about(e.Descriptor)}, false, snap.State()}
 	return v.indexes.Fresh(ctx, key, verify)
 }
 

@@ -18,7 +18,33 @@ import (
 
 // interruptible gives a context that ends with Ctrl-C.
 func interruptible() (context.Context, context.CancelFunc) {
-	return signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	context.AfterFunc(ctx, stop) // a second signal ends the process
+	interrupts = ctx
+	return ctx, stop
+}
+
+// interrupts is the context of the command that runs: it ends with a signal.
+var interrupts = context.Background()
+
+// unlessInterrupted is for what may wait in the kernel, as an open of a FIFO waits for a writer.
+func unlessInterrupted[T any](do func() (T, error)) (T, error) {
+	type outcome struct {
+		value T
+		err   error
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		value, err := do()
+		done <- outcome{value, err}
+	}()
+	select {
+	case o := <-done:
+		return o.value, o.err
+	case <-interrupts.Done():
+		var none T
+		return none, interrupts.Err()
+	}
 }
 
 func runImport(c *command, args []string) error {
@@ -89,7 +115,7 @@ func (a *archiveFlags) open() (err error) {
 	}
 	a.archive = os.Stdin
 	if a.file != "-" {
-		a.archive, err = os.Open(a.file)
+		a.archive, err = unlessInterrupted(func() (*os.File, error) { return os.Open(a.file) })
 	}
 	return err
 }

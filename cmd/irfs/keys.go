@@ -17,6 +17,10 @@ import (
 
 // readSmall reads a key or signature file that was named, which may be a pipe.
 func readSmall(name string) ([]byte, error) {
+	return unlessInterrupted(func() ([]byte, error) { return readNamed(name) })
+}
+
+func readNamed(name string) ([]byte, error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, err

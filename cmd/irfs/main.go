@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -131,6 +132,9 @@ func exitCode(err error) int {
 		return int(code)
 	}
 	for _, one := range apart(err) {
+		if one == context.Canceled { // a signal
+			one = errors.New("interrupted")
+		}
 		say("%v", one)
 	}
 	if errors.As(err, &hint) {
