@@ -131,7 +131,7 @@ func (s *Snapshot) readManifest(e Entry, seen *Seen) (*Manifest, error) {
 	default:
 		m.own = KindArtifact
 		if name := memberLike(m.Bytes, "manifests", "layers", "fsLayers"); name != "" {
-			err = corruptf("%.100q is no media type of an image or index, and the document has %s, as these have", e.MediaType, name)
+			err = corruptf("%q is no media type of an image or index, and the document has %s, as these have", Short(e.MediaType), Short(name))
 		}
 	}
 	if err != nil {
@@ -351,7 +351,7 @@ func (s *Snapshot) CheckConfig(m *Manifest, seen *Seen) error {
 // CheckRootFS checks that a config's rootfs fits the manifest's layers.
 func CheckRootFS(m *Manifest, c *Config) error {
 	if t := c.Doc.RootFS.Type; t != "layers" {
-		return corruptf("config: rootfs.type is %q, and not \"layers\"", t)
+		return corruptf("config: rootfs.type is %q, and not \"layers\"", Short(t))
 	}
 	if l, d := len(m.Doc.Layers), len(c.Doc.RootFS.DiffIDs); l != d {
 		return corruptf("the manifest has %d layers, the config %d diff_ids", l, d)
