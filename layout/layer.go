@@ -215,7 +215,7 @@ func AnnotatedTable(d v1.Descriptor) string {
 		case strings.Contains(name, ".zstd-chunked."):
 			return "zstd:chunked"
 		case strings.HasPrefix(name, "containerd.io/snapshot/"):
-			return name
+			return Short(name)
 		}
 	}
 	return ""
@@ -237,7 +237,7 @@ func tableAtEnd(tail []byte) string {
 func TableOf(m *Manifest) string {
 	for _, name := range slices.Sorted(maps.Keys(m.Doc.Annotations)) {
 		if strings.HasPrefix(name, "com.amazon.soci.") {
-			return name
+			return Short(name)
 		}
 	}
 	return ""
