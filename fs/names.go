@@ -15,6 +15,9 @@ import (
 // tagName is a tag as a file name: `/`, `%`, control bytes, and the names `.`
 // and `..` are percent-encoded. ok is false for one that no file name can hold.
 func tagName(tag string) (name string, ok bool) {
+	if len(tag) > layout.MaxName {
+		return "", false
+	}
 	var b strings.Builder
 	for i := range len(tag) {
 		c := tag[i]

@@ -12,7 +12,7 @@ import (
 
 // A Row is one image of a registry, an index in which nothing counts, or an app of which every word is `corrupt` for one reason.
 type Row struct {
-	Ref string `json:"ref"` // a tag that leads to it, "" for none
+	Ref string `json:"ref"` // a tag that leads to it, cut to layout.MaxName bytes (layout.Cut); "" for none
 	sign.Report
 }
 
@@ -121,14 +121,14 @@ func (t *Tree) appStatus(ctx context.Context, name string, full bool) ([]Row, er
 			if v.Kind == layout.KindAttestation || v.Missing && layout.IsIndex(e.MediaType) && image.Digest != e.Digest {
 				continue
 			}
-			rows = append(rows, Row{ref, v.Report(app, snap, image)})
+			rows = append(rows, Row{layout.Cut(ref, layout.MaxName), v.Report(app, snap, image)})
 		}
 		if ref == "" || !layout.IsIndex(e.MediaType) || len(rows) > before {
 			return nil
 		}
 		v, err := t.Verifier.Verify(ctx, app, snap, e, full) // an index in which nothing counts
 		if err == nil {
-			rows = append(rows, Row{ref, v.Report(app, snap, e)})
+			rows = append(rows, Row{layout.Cut(ref, layout.MaxName), v.Report(app, snap, e)})
 		}
 		return err
 	}

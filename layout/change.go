@@ -675,7 +675,7 @@ func (s *Snapshot) leftBehind(ctx context.Context, moved map[digest.Digest]diges
 				break
 			}
 			if rest == "" || rest[0] == '.' {
-				left = append(left, fmt.Sprintf("tag %s (of %s)", s.list[i].tag, old))
+				left = append(left, fmt.Sprintf("tag %s (of %s)", Short(s.list[i].tag), old))
 			}
 		}
 	}

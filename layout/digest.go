@@ -27,10 +27,10 @@ func ParseDigest(s string) (digest.Digest, error) {
 	case digest.SHA512:
 		length = 128
 	default:
-		return "", &fault{fmt.Errorf("%.150q is not a digest: its algorithm must be sha256 or sha512", s), []error{ErrDigest}}
+		return "", &fault{fmt.Errorf("%q is not a digest: its algorithm must be sha256 or sha512", Short(s)), []error{ErrDigest}}
 	}
 	if len(hex) != length || !isHex(hex) {
-		return "", &fault{fmt.Errorf("%.150q is not a digest: after %s: there must be %d lower-case hex digits", s, algorithm, length), []error{ErrDigest}}
+		return "", &fault{fmt.Errorf("%q is not a digest: after %s: there must be %d lower-case hex digits", Short(s), algorithm, length), []error{ErrDigest}}
 	}
 	return digest.Digest(s), nil
 }

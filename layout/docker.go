@@ -79,7 +79,7 @@ func (u *unpacking) fromDocker(list []byte) ([]byte, error) {
 	for _, image := range images {
 		d, err := u.fromDockerImage(image)
 		if err != nil {
-			return nil, fmt.Errorf("%.200q: %w", image.config, err)
+			return nil, fmt.Errorf("%q: %w", Short(image.config), err)
 		}
 		if len(image.tags) == 0 {
 			index.Manifests = append(index.Manifests, d)
@@ -124,7 +124,7 @@ func (u *unpacking) fromDockerImage(image dockerImage) (v1.Descriptor, error) {
 		}
 		d, err := u.dockerLayer(layer, doc.RootFS.DiffIDs[i])
 		if err != nil {
-			return v1.Descriptor{}, fmt.Errorf("layer %.200q: %w", at, err)
+			return v1.Descriptor{}, fmt.Errorf("layer %q: %w", Short(at), err)
 		}
 		m.Layers = append(m.Layers, d)
 	}
@@ -185,7 +185,7 @@ func (u *unpacking) find(name string) (p part, at string, err error) {
 			return p, at, nil
 		}
 	}
-	return part{}, at, corruptf("%.200q: %w", name, errNotInArchive)
+	return part{}, at, corruptf("%q: %w", Short(name), errNotInArchive)
 }
 
 var errNotInArchive = notInArchive{}

@@ -43,7 +43,7 @@ func (c contradiction) err(d digest.Digest) error {
 	if c.inlined {
 		return corruptf("%s: the data inlined in its descriptor is not the blob's", d)
 	}
-	return corruptf("%s: its descriptors disagree: %d bytes of %s, and %d bytes of %s", d, c.first.size, c.first.mediaType, c.other.size, c.other.mediaType)
+	return corruptf("%s: its descriptors disagree: %d bytes of %s, and %d bytes of %s", d, c.first.size, Short(c.first.mediaType), c.other.size, Short(c.other.mediaType))
 }
 
 // An unread is a nested index that could not be read, with what was seen of its file.

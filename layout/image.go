@@ -140,7 +140,7 @@ func (s *Snapshot) readManifest(ctx context.Context, e Entry, seen *Seen) (*Mani
 	default:
 		m.own = KindArtifact
 		if name := memberLike(m.Bytes, "manifests", "layers", "fsLayers"); name != "" {
-			err = corruptf("%.100q is no media type of an image or index, and the document has %s, as these have", e.MediaType, name)
+			err = corruptf("%q is no media type of an image or index, and the document has %s, as these have", Short(e.MediaType), Short(name))
 		}
 	}
 	if err != nil {
@@ -376,7 +376,7 @@ func (s *Snapshot) CheckConfig(ctx context.Context, m *Manifest, seen *Seen) err
 // CheckRootFS checks that a config's rootfs fits the manifest's layers.
 func CheckRootFS(m *Manifest, c *Config) error {
 	if t := c.Doc.RootFS.Type; t != "layers" {
-		return corruptf("config: rootfs.type is %q, and not \"layers\"", t)
+		return corruptf("config: rootfs.type is %q, and not \"layers\"", Short(t))
 	}
 	if l, d := len(m.Doc.Layers), len(c.Doc.RootFS.DiffIDs); l != d {
 		return corruptf("the manifest has %d layers, the config %d diff_ids", l, d)

@@ -106,9 +106,9 @@ func LayerProblem(d v1.Descriptor, diffID digest.Digest) string {
 	case ok:
 		return ""
 	case isEncrypted(d.MediaType):
-		return fmt.Sprintf("it is encrypted (%.100q), so that nobody without its key can say what it unpacks to", d.MediaType)
+		return fmt.Sprintf("it is encrypted (%q), so that nobody without its key can say what it unpacks to", Short(d.MediaType))
 	case d.Digest != diffID && d.Digest.Algorithm() == diffID.Algorithm():
-		return fmt.Sprintf("irfs cannot unpack its media type %.100q, and its bytes are not the config's diff_id themselves", d.MediaType)
+		return fmt.Sprintf("irfs cannot unpack its media type %q, and its bytes are not the config's diff_id themselves", Short(d.MediaType))
 	}
 	return ""
 }
@@ -215,7 +215,7 @@ func AnnotatedTable(d v1.Descriptor) string {
 		case strings.Contains(name, ".zstd-chunked."):
 			return "zstd:chunked"
 		case strings.HasPrefix(name, "containerd.io/snapshot/"):
-			return name
+			return Short(name)
 		}
 	}
 	return ""
@@ -237,7 +237,7 @@ func tableAtEnd(tail []byte) string {
 func TableOf(m *Manifest) string {
 	for _, name := range slices.Sorted(maps.Keys(m.Doc.Annotations)) {
 		if strings.HasPrefix(name, "com.amazon.soci.") {
-			return name
+			return Short(name)
 		}
 	}
 	return ""
@@ -285,7 +285,7 @@ func unpack(w io.Writer, r *bufio.Reader, mediaType string, room *room) error {
 		return err
 	}
 	if found := beginsLike(head); found != compression {
-		return corruptf("its media type is %.100q, but it begins like %s", mediaType, cmp.Or(found, "a file that is not compressed"))
+		return corruptf("its media type is %q, but it begins like %s", Short(mediaType), cmp.Or(found, "a file that is not compressed"))
 	}
 	switch {
 	case !known || compression == "":

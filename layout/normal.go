@@ -150,7 +150,7 @@ func (n *normalising) rows() ([]newRow, error) {
 	left, tagged := 0, 0
 	for i, d := range n.snap.descriptors() {
 		if !n.in.KeepAll && !IsIndex(d.MediaType) && !IsManifest(d.MediaType) {
-			return nil, corruptf("%s: of media type %.100q, which is neither that of an image nor of an index", d.Digest, d.MediaType)
+			return nil, corruptf("%s: of media type %q, which is neither that of an image nor of an index", d.Digest, Short(d.MediaType))
 		}
 		f, err := n.settle(d)
 		if err != nil {
@@ -209,7 +209,7 @@ func (n *normalising) tag(list []newRow, tagged bool) error {
 		}
 		name = cmp.Or(r.was.Annotations[fullName], name, string(r.is.Digest))
 		if !ValidTag(r.tag) {
-			return corruptf("the tag of %.300q is over 128 characters", name)
+			return corruptf("the tag of %q is over 128 characters", Cut(name, 300))
 		}
 		first, taken := users[r.tag]
 		switch {
@@ -217,11 +217,11 @@ func (n *normalising) tag(list []newRow, tagged bool) error {
 			users[r.tag] = user{r, name}
 		case first.row.is.Digest == r.is.Digest:
 			if first.name != name {
-				n.Dropped = append(n.Dropped, fmt.Sprintf("the name %s (it is the same image as %s, by the same tag)", name, first.name))
+				n.Dropped = append(n.Dropped, fmt.Sprintf("the name %s (it is the same image as %s, by the same tag)", Short(name), Short(first.name)))
 			}
 			r.dropped = true
 		default:
-			return corruptf("%q and %q would both get the tag %q", first.name, name, r.tag)
+			return corruptf("%q and %q would both get the tag %q", Short(first.name), Short(name), r.tag)
 		}
 	}
 	return nil

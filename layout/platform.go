@@ -46,8 +46,8 @@ func NormalPlatform(p v1.Platform) v1.Platform {
 // normalised; what is not given is "unknown".
 func PlatformName(p v1.Platform) string { return platform(p, "-") }
 
-// PlatformString is the same in the form os/arch[/variant].
-func PlatformString(p v1.Platform) string { return platform(p, "/") }
+// PlatformString is the same in the form os/arch[/variant], for messages: it is [Short].
+func PlatformString(p v1.Platform) string { return Short(platform(p, "/")) }
 
 func platform(p v1.Platform, sep string) string {
 	p = NormalPlatform(p)

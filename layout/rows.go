@@ -233,3 +233,17 @@ func equalRange(list []int32, compare func(i int32) int) []int32 {
 	}
 	return list[from:to]
 }
+
+// SomeTagsOf lists the tags that name the digest, sorted: the first most of them in index.json, without those over MaxName bytes, which no directory can have for a name.
+func (r *rows) SomeTagsOf(d digest.Digest, most int) []string {
+	tags := []string{}
+	for _, i := range r.of(d) {
+		if tag := r.list[i].tag; tag != "" && len(tag) <= MaxName {
+			if tags = append(tags, tag); len(tags) == most {
+				break
+			}
+		}
+	}
+	slices.Sort(tags)
+	return slices.Compact(tags)
+}

@@ -161,7 +161,7 @@ func parseIndex(ctx context.Context, doc []byte, mediaType string, row func(d v1
 	case err != nil:
 		return nil, err
 	case mediaType != "" && !IsIndex(mediaType):
-		return nil, corruptf("%.100q is not the media type of an index", mediaType)
+		return nil, corruptf("%q is not the media type of an index", Short(mediaType))
 	case index.SchemaVersion == 0:
 		return nil, corruptf("schemaVersion is missing")
 	case !found:
@@ -207,7 +207,7 @@ func ParseManifest(doc []byte, mediaType string) (*v1.Manifest, error) {
 	case err != nil:
 		return nil, err
 	case mediaType != "" && !IsManifest(mediaType):
-		return nil, corruptf("%.100q is not the media type of an image manifest", mediaType)
+		return nil, corruptf("%q is not the media type of an image manifest", Short(mediaType))
 	case manifest.SchemaVersion == 0:
 		return nil, corruptf("schemaVersion is missing")
 	case !config:
@@ -485,11 +485,11 @@ func (r reader) number() (int64, error) {
 	text := string(plain)
 	// JSON itself has no leading zeros.
 	if strings.Trim(text, "0123456789") != "" {
-		return 0, r.fail("%.40s is not a whole number", text)
+		return 0, r.fail("%s is not a whole number", Cut(text, shortNumber))
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil {
-		return 0, r.fail("%.40s is too large", text)
+		return 0, r.fail("%s is too large", Cut(text, shortNumber))
 	}
 	return n, nil
 }
@@ -592,9 +592,9 @@ func (r reader) bodyMediaType(want string, ofItsKind func(string) bool) (string,
 	case err != nil:
 		return "", err
 	case want == "" && !ofItsKind(got):
-		return "", r.fail("%.100q is not that of such a document", got)
+		return "", r.fail("%q is not that of such a document", Short(got))
 	case want != "" && got != want:
-		return "", r.fail("%.100q is not that of the descriptor, %.100q", got, want)
+		return "", r.fail("%q is not that of the descriptor, %q", Short(got), Short(want))
 	}
 	return got, nil
 }
@@ -795,6 +795,12 @@ func plainName(name string) bool {
 	return name != "" && name[0] != '-' && (name[0] < '0' || name[0] > '9') && strings.Trim(name, alphanumeric+"_-") == ""
 }
 
+// What an error holds of a number, and of each name in a path, in bytes.
+const (
+	shortNumber = 40
+	shortName   = 60
+)
+
 // path spells a pointer that ends on the decoder's stack, or one name below, as `manifests[2].annotations["a.b"]`. Names and depth are the
 // document's, so it is cut short.
 func (r reader) path(pointer jsontext.Pointer) string {
@@ -813,8 +819,8 @@ func (r reader) path(pointer jsontext.Pointer) string {
 		switch {
 		case kind == jsontext.KindBeginArray:
 			fmt.Fprintf(&b, "[%s]", name)
-		case len(name) > 60 || !plainName(name):
-			fmt.Fprintf(&b, "[%.60q]", name)
+		case len(name) > shortName || !plainName(name):
+			fmt.Fprintf(&b, "[%q]", Cut(name, shortName))
 		case level > 1:
 			b.WriteString("." + name)
 		default:

@@ -27,8 +27,11 @@ type Chain struct {
 	Certificate []byte // by the root CA, of VendorPub's bytes: DER
 }
 
+// maxPart is how many bytes a part of a Chain has at most, as no signature or key of P-384 comes near it.
+const maxPart = 1 << 10
+
 // ReadChain decodes the three annotations. found is how many are there; the
-// error is the first that is not hex.
+// error is the first that is not hex, or is over maxPart: it is not decoded.
 func ReadChain(annotations map[string]string) (c Chain, found int, err error) {
 	for _, part := range []struct {
 		name string
@@ -43,6 +46,12 @@ func ReadChain(annotations map[string]string) (c Chain, found int, err error) {
 			continue
 		}
 		found++
+		if len(text) > 2*maxPart {
+			if err == nil {
+				err = fmt.Errorf("annotation %s: malformed: over %d bytes", part.name, maxPart)
+			}
+			continue
+		}
 		data, hexErr := hex.DecodeString(text)
 		if hexErr != nil || len(data) == 0 {
 			if err == nil {

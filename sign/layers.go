@@ -3,6 +3,7 @@ package sign
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"sync"
@@ -22,8 +23,8 @@ type layerKey struct {
 	app       *layout.App
 	digest    digest.Digest
 	size      int64
-	mediaType string
-	diffID    digest.Digest // "" where it need not unpack to anything
+	mediaType [sha256.Size]byte // the SHA-256 of it, for it may be long
+	diffID    digest.Digest     // "" where it need not unpack to anything
 }
 
 // A layerCheck is what came of it.
@@ -135,7 +136,7 @@ func (v *Verifier) checkLayers(ctx context.Context, app *layout.App, snap *layou
 	}
 	checked := map[layerKey]*layerCheck{}
 	for i, layer := range m.Doc.Layers {
-		key := layerKey{app: app, digest: layer.Digest, size: layer.Size, mediaType: layer.MediaType}
+		key := layerKey{app: app, digest: layer.Digest, size: layer.Size, mediaType: sha256.Sum256([]byte(layer.MediaType))}
 		if verdict.Kind == layout.KindImage {
 			key.diffID = c.Doc.RootFS.DiffIDs[i]
 		}

@@ -125,14 +125,18 @@ func (v *Verdict) share() {
 	}
 }
 
-// oneLine keeps what an image says of itself from looking like more lines.
+// maxReason is how many bytes a line of a verdict has at most.
+const maxReason = 2 << 10
+
+// oneLine keeps what an image says of itself from looking like more lines, and from being long.
 func oneLine(text string) string {
-	return strings.Map(func(c rune) rune {
+	text = strings.Map(func(c rune) rune {
 		if EndsLine(c) {
 			return unicode.ReplacementChar
 		}
 		return c
-	}, text)
+	}, layout.Cut(text, maxReason))
+	return layout.Cut(text, maxReason) // that character takes more bytes than some
 }
 
 // A Verifier gives verdicts. It keeps them, and gives the same one again, without
@@ -169,14 +173,25 @@ type indexVerdict struct {
 	state layout.State
 }
 
-// maxVerdicts bounds what a Verifier keeps, by weight, fewVerdicts is not worth a look.
+// maxVerdicts bounds what a Verifier keeps, by weight, in bytes; fewVerdicts is not worth a look.
 const (
-	maxVerdicts = 1 << 19
+	maxVerdicts = 256 << 20
 	fewVerdicts = 512
 )
 
-// weight is about how many times 200 bytes a verdict takes.
-func (v *Verdict) weight() int { return 1 + v.seen.Len() }
+// weight is about how many bytes a verdict takes. What it shares with others counts all the same.
+func (v *Verdict) weight() int {
+	const (
+		self = 512 // with its key and digests
+		blob = 160 // in seen
+		line = 16
+	)
+	bytes := self + blob*v.seen.Len() + len(v.Reason) + len(v.Vendor) + len(v.CA) + len(v.Platform)
+	for _, text := range v.lines {
+		bytes += line + len(text)
+	}
+	return bytes
+}
 
 // NewVerifier gives a Verifier that trusts t.
 func NewVerifier(t *Trust) *Verifier {
@@ -507,7 +522,7 @@ func examine(ctx context.Context, snap *layout.Snapshot, e layout.Entry, fits fu
 
 // examineArtifact checks of an artifact what is not its layers.
 func (v *Verdict) examineArtifact(ctx context.Context, snap *layout.Snapshot, m *layout.Manifest) error {
-	what := fmt.Sprintf("of media type %q", m.MediaType)
+	what := fmt.Sprintf("of media type %q", layout.Short(m.MediaType))
 	if m.Doc != nil {
 		v.config = blob{m.Doc.Config.Digest, m.Doc.Config.Size}
 		err := snap.CheckConfig(ctx, m, &v.seen)
@@ -522,15 +537,15 @@ func (v *Verdict) examineArtifact(ctx context.Context, snap *layout.Snapshot, m 
 		v.passed, v.layers = v.passed|passedConfig, int32(len(m.Doc.Layers))
 		types := []string{}
 		for _, l := range m.Doc.Layers {
-			types = append(types, l.MediaType)
+			types = append(types, layout.Short(l.MediaType))
 		}
 		slices.Sort(types)
-		what = fmt.Sprintf("its config is of media type %q, its layers are of %q", m.Doc.Config.MediaType, slices.Compact(types))
+		what = fmt.Sprintf("its config is of media type %q, its layers are of %q", layout.Short(m.Doc.Config.MediaType), slices.Compact(types))
 		if m.Doc.ArtifactType != "" {
-			what = fmt.Sprintf("of type %q, %s", m.Doc.ArtifactType, what)
+			what = fmt.Sprintf("of type %q, %s", layout.Short(m.Doc.ArtifactType), what)
 		}
 	}
-	v.decide(Unsigned, "kind", fmt.Sprintf("an artifact, not an image (%.500s)", what))
+	v.decide(Unsigned, "kind", fmt.Sprintf("an artifact, not an image (%s)", layout.Cut(what, 500)))
 	return nil
 }
 
