@@ -30,22 +30,24 @@ type App struct {
 
 	turn chan struct{} // held by the goroutine that changes the app
 
-	mu         sync.Mutex
-	ground     ground
-	guarded    atomic.Bool // when the ground was surveyed, only those who are trusted could exchange what is in the directories of blobs
-	snap       *Snapshot   // the last reading of index.json
-	seen       sighting
-	good       *Snapshot // the last one that could be used
-	torn       time.Time // since when index.json has not been usable
-	looks      Flights[struct{}, *Snapshot]
-	indexes    map[indexKey]*readIndex
-	indexBytes int64 // what these cost (costOf)
+	mu          sync.Mutex
+	ground      ground
+	guarded     atomic.Bool // when the ground was surveyed, only those who are trusted could exchange what is in the directories of blobs
+	snap        *Snapshot   // the last reading of index.json
+	seen        sighting
+	good        *Snapshot // the last one that could be used
+	torn        time.Time // since when index.json has not been usable
+	looks       Flights[struct{}, *Snapshot]
+	indexes     map[indexKey]*readIndex
+	indexBytes  int64 // what these cost (costOf),
+	indexMemory int64 // and how much memory they take, about
 
 	noSubject map[uint64]bool // manifests, by a hash of their digests
 
 	recents *recents // its registry's, as are
 	keeper  *keeper  // this, nil for one that is not published yet,
 	large   *large   // this, likewise,
+	left    bool     // that has no use for the app any more; large.mu is held for it
 	windows windows  // and this
 
 	used atomic.Int64 // when it was last, in nanoseconds since 1970
@@ -56,6 +58,7 @@ type readIndex struct {
 	seen     sighting
 	subject  *v1.Descriptor
 	children []child
+	bytes    int64 // of memory that it takes, about
 	err      error
 }
 
@@ -224,8 +227,9 @@ func (a *App) lookAgain(ctx context.Context) (*Snapshot, error) {
 		}
 		if snap.Err == nil {
 			a.mu.Lock()
-			defer a.mu.Unlock()
 			a.good, a.torn = snap, time.Time{}
+			a.mu.Unlock()
+			a.large.keeps(a)
 			return snap, nil
 		}
 		if !snap.Attr.fresh() || !snap.torn() {
@@ -343,8 +347,9 @@ func (a *App) again(sum [sha256.Size]byte, attr Attr, seen sighting) *Snapshot {
 func (a *App) adopt(size int, sum [sha256.Size]byte, list rows) {
 	snap := &Snapshot{Attr: Attr{Stamp: Stamp{Size: int64(size)}}, app: a, serial: serials.Add(1), sum: sum, content: &content{rows: list}}
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	a.snap, a.seen = snap, sighting{} // which proves nothing
+	a.mu.Unlock()
+	a.large.keeps(a)
 }
 
 // readIndexFile reads the bytes of index.json.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"time"
+	"unsafe"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -50,6 +51,12 @@ func (c contradiction) err(d digest.Digest) error {
 type unread struct {
 	*v1.Descriptor
 	seen sighting
+}
+
+// bytes is how much memory it takes, about, without the data, which its indexes have too.
+func (w *wording) bytes() int64 {
+	const entry = 2 * int64(unsafe.Sizeof(contradiction{})) // of a map, with its key and what is empty
+	return entry * int64(len(w.bad)+len(w.inlined))
 }
 
 // with returns the wording with one more descriptor; first is what the first one of its digest says, maybe itself. That is w itself if there is nothing new in it.
@@ -441,9 +448,9 @@ func (a *App) readIndex(ctx context.Context, dirfd int, d v1.Descriptor) (*readI
 	case err != nil:
 	case old != nil && old.err == nil:
 		// Its bytes have the same digest, so it says the same.
-		ri.subject, ri.children = old.subject, old.children
+		ri.subject, ri.children, ri.bytes = old.subject, old.children, old.bytes
 	default:
-		ri.subject, ri.children, ri.err = parseChildren(ctx, data, d.MediaType)
+		ri.subject, ri.children, ri.bytes, ri.err = parseChildren(ctx, data, d.MediaType)
 		if ri.err != nil && ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
@@ -456,16 +463,20 @@ func (a *App) readIndex(ctx context.Context, dirfd int, d v1.Descriptor) (*readI
 func (a *App) putIndex(key indexKey, ri *readIndex) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if _, kept := a.indexes[key]; !kept {
+	if was := a.indexes[key]; was == nil {
 		a.indexBytes += key.cost()
+	} else {
+		a.indexMemory -= was.bytes
 	}
 	a.indexes[key] = ri
+	a.indexMemory += ri.bytes
 	for gone := range a.indexes {
 		if a.indexBytes <= MaxIndexes {
 			break
 		}
 		if gone != key {
 			a.indexBytes -= gone.cost()
+			a.indexMemory -= a.indexes[gone].bytes
 			delete(a.indexes, gone)
 		}
 	}
@@ -478,12 +489,13 @@ func (a *App) keepOnly(list []*node) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	was := a.indexes
-	a.indexes, a.indexBytes = map[indexKey]*readIndex{}, 0
+	a.indexes, a.indexBytes, a.indexMemory = map[indexKey]*readIndex{}, 0, 0
 	for _, n := range list {
 		key := indexKey{n.Digest, n.MediaType, n.Size}
 		if ri := was[key]; ri != nil && a.indexes[key] == nil {
 			a.indexes[key] = ri
 			a.indexBytes += key.cost()
+			a.indexMemory += ri.bytes
 		}
 	}
 }
