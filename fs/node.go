@@ -600,18 +600,21 @@ var _ gofs.FilePassthroughFder = (*blobHandle)(nil)
 
 func (h *blobHandle) PassthroughFd() (int, bool) { return h.blob.FD(), h.passthrough }
 
-// A liveNode shows a file that is made anew for each opener: .irfs/log.
+// A liveNode shows a file that is another one for each opener: .irfs/log.
 type liveNode struct {
 	gofs.Inode
 	shown
 }
 
+// A liveHandle is such a file that is open.
+type liveHandle struct{ text liveText }
+
 func (n *liveNode) Getattr(ctx context.Context, h gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
 	now := *n.item
-	if h, ok := h.(*dataHandle); ok {
-		now.Size = int64(len(h.data))
+	if h, ok := h.(*liveHandle); ok {
+		now.Size = h.text.Size()
 	} else {
-		now.Size = int64(len(n.item.live(callerOf(ctx).UID)))
+		now.Size = n.item.live(callerOf(ctx).UID).Size()
 	}
 	n.m.fill(&out.Attr, &now)
 	return 0
@@ -621,11 +624,15 @@ func (n *liveNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uin
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		return nil, 0, n.refuse(ctx, "open for writing", "")
 	}
-	return &dataHandle{n.item.live(callerOf(ctx).UID), true}, fuse.FOPEN_DIRECT_IO, 0
+	return &liveHandle{n.item.live(callerOf(ctx).UID)}, fuse.FOPEN_DIRECT_IO, 0
 }
 
 func (n *liveNode) Read(_ context.Context, h gofs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	return part(h.(*dataHandle).data, dest, off), 0
+	read, err := h.(*liveHandle).text.ReadAt(dest, off)
+	if err != nil && err != io.EOF {
+		return nil, errnoOf(err)
+	}
+	return fuse.ReadResultVector([][]byte{dest[:read]}), 0
 }
 
 // refusing answers what cannot be done anywhere in the tree. go-fuse's

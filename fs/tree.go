@@ -1,10 +1,12 @@
 package fs
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -71,11 +73,17 @@ type Item struct {
 	// control: the file `sign` of an image directory.
 	control *imageDir
 	// live is a file that is another one for each reader.
-	live func(uid uint32) []byte
+	live func(uid uint32) liveText
 	// drop: the directory import/.
 	drop bool
 	// basis is what an image directory computed the file from, if there is a quick way to know that it still holds.
 	basis *basis
+}
+
+// A liveText is a file's content as one reader has it.
+type liveText interface {
+	io.ReaderAt
+	Size() int64
 }
 
 // A Name is an entry of a directory.
@@ -145,7 +153,9 @@ func (t *Tree) Read(ctx context.Context, name string) (data []byte, blob *layout
 		}
 		return item.data, nil, nil
 	case item.live != nil:
-		return item.live(uint32(os.Getuid())), nil, nil
+		text := item.live(uint32(os.Getuid()))
+		data, err = io.ReadAll(io.NewSectionReader(text, 0, text.Size()))
+		return data, nil, err
 	}
 	return item.data, nil, nil
 }
@@ -368,11 +378,11 @@ func (d *metaDir) lookup(ctx context.Context, name string) (*Item, error) {
 	switch name {
 	case "version":
 		item := fileOf(nil, attr, d.t.started.UnixNano())
-		item.live = d.t.version
+		item.live = func(uid uint32) liveText { return bytes.NewReader(d.t.version(uid)) }
 		return item, nil
 	case "log":
 		item := fileOf(nil, attr, d.t.started.UnixNano())
-		item.live = d.t.log.text
+		item.live = d.t.log.open
 		return item, nil
 	case "ca":
 		return (&caDir{d}).item(ctx)
