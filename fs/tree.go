@@ -640,7 +640,7 @@ func (d *imagesDir) list(ctx context.Context) ([]Name, error) {
 	list := make([]Name, 0, lazy.len)
 	for i := range lazy.len {
 		if name, ok := lazy.at(i); ok {
-			list = append(list, Name{name, fs.ModeDir})
+			list = append(list, name)
 		}
 	}
 	return sorted(list), nil
@@ -649,7 +649,10 @@ func (d *imagesDir) list(ctx context.Context) ([]Name, error) {
 // A lazyList makes the names of directories one by one, of what all who read the list share: there may be very many.
 type lazyList struct {
 	len int
-	at  func(i int) (name string, ok bool) // false: there is none
+	at  func(i int) (name Name, ok bool) // false: there is none
+
+	memory any   // tells the list from any other
+	bytes  int64 // that it takes, about
 }
 
 func (d *imagesDir) lazyList(ctx context.Context) (lazyList, error) {
@@ -658,15 +661,20 @@ func (d *imagesDir) lazyList(ctx context.Context) (lazyList, error) {
 		return lazyList{}, err
 	}
 	if d.path == "tags" {
-		return lazyList{snap.Tagged(), func(i int) (string, bool) {
-			tag, again := snap.TagAt(i)
+		tags := snap.Tagged()
+		list := lazyList{len: tags.Len(), at: func(i int) (Name, bool) {
+			tag, again := tags.At(i)
 			name, ok := tagName(tag)
-			return name, ok && !again
-		}}, nil
+			return Name{name, fs.ModeDir}, ok && !again
+		}}
+		list.memory, list.bytes = tags.Memory()
+		return list, nil
 	}
-	list, err := snap.Listing(ctx)
+	digests, err := snap.Listing(ctx)
 	if err != nil {
 		return lazyList{}, err
 	}
-	return lazyList{list.Len(), func(i int) (string, bool) { return digestName(list.At(i)), true }}, nil
+	list := lazyList{len: digests.Len(), at: func(i int) (Name, bool) { return Name{digestName(digests.At(i)), fs.ModeDir}, true }}
+	list.memory, list.bytes = digests.Memory()
+	return list, nil
 }

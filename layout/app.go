@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -372,23 +373,37 @@ type Entry struct {
 
 // Tags lists the app's tags, sorted.
 func (s *Snapshot) Tags() []string {
-	tags := make([]string, 0, len(s.byTag))
-	for i := range s.byTag {
-		if tag, again := s.TagAt(i); !again {
+	list := s.Tagged()
+	tags := make([]string, 0, list.Len())
+	for i := range list.Len() {
+		if tag, again := list.At(i); !again {
 			tags = append(tags, tag)
 		}
 	}
 	return tags
 }
 
-// Tagged is the number of descriptors in index.json that have a tag.
-func (s *Snapshot) Tagged() int { return len(s.byTag) }
-
-// TagAt returns the tag of one of those, which are sorted by it, and whether the one before has the same.
-func (s *Snapshot) TagAt(i int) (tag string, again bool) {
-	tag = s.list[s.byTag[i]].tag
-	return tag, i > 0 && s.list[s.byTag[i-1]].tag == tag
+// A Tagged is the descriptors in index.json that have a tag, sorted by it. It takes little memory, for all who ask for it share it.
+type Tagged struct {
+	rows  []row
+	byTag []int32
+	bytes int64
 }
+
+// Tagged gives what has a tag.
+func (s *Snapshot) Tagged() Tagged { return Tagged{s.list, s.byTag, s.content.bytes} }
+
+// Len is the number of descriptors.
+func (t Tagged) Len() int { return len(t.byTag) }
+
+// At returns the tag of the i-th, and whether the one before has the same.
+func (t Tagged) At(i int) (tag string, again bool) {
+	tag = t.rows[t.byTag[i]].tag
+	return tag, i > 0 && t.rows[t.byTag[i-1]].tag == tag
+}
+
+// Memory tells which memory it holds, and how many bytes that is, about.
+func (t Tagged) Memory() (which any, size int64) { return unsafe.SliceData(t.rows), t.bytes }
 
 // TagsOf lists the tags that name the digest, sorted.
 func (s *Snapshot) TagsOf(d digest.Digest) []string {

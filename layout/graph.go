@@ -710,6 +710,7 @@ type Listing struct {
 	rows   []row
 	order  []*node
 	sorted []int32 // a row, or ^i for order[i]
+	bytes  int64
 }
 
 // Len is the number of digests.
@@ -717,6 +718,9 @@ func (l *Listing) Len() int { return len(l.sorted) }
 
 // At returns the i-th digest.
 func (l *Listing) At(i int) digest.Digest { return l.at(l.sorted[i]) }
+
+// Memory tells which memory it holds, and how many bytes that is, about.
+func (l *Listing) Memory() (which any, size int64) { return l, l.bytes }
 
 func (l *Listing) at(i int32) digest.Digest {
 	if i < 0 {
@@ -745,6 +749,7 @@ func (s *Snapshot) Listing(ctx context.Context) (*Listing, error) {
 			l.sorted = append(l.sorted, ^int32(i))
 		}
 		slices.SortFunc(l.sorted, func(a, b int32) int { return cmp.Compare(l.at(a), l.at(b)) })
+		l.bytes = s.content.bytes + childBytes*int64(len(l.order)) + 4*int64(cap(l.sorted))
 		r.listing = l
 	})
 	return r.listing, nil

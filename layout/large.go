@@ -106,13 +106,14 @@ func (l *large) makeRoom(but *App) {
 	}
 }
 
-// leaves says that an app is the registry's no longer. Whoever still uses it has its readings to himself.
+// leaves says that an app is the registry's no longer. Whoever still uses it reads again.
 func (l *large) leaves(a *App) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.sum -= l.apps[a]
 	delete(l.apps, a)
 	a.left = true
+	a.forget()
 }
 
 // look forgets the large indexes of apps that nobody used for some time. It comes again as long as there are any.
