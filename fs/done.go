@@ -153,11 +153,11 @@ type doneDir struct {
 }
 
 var (
-	_ gofs.NodeLookuper  = (*doneDir)(nil)
-	_ gofs.NodeGetattrer = (*doneDir)(nil)
-	_ gofs.NodeReaddirer = (*doneDir)(nil)
-	_ gofs.NodeUnlinker  = (*doneDir)(nil)
-	_ gofs.NodeRmdirer   = (*doneDir)(nil)
+	_ gofs.NodeLookuper       = (*doneDir)(nil)
+	_ gofs.NodeGetattrer      = (*doneDir)(nil)
+	_ gofs.NodeOpendirHandler = (*doneDir)(nil)
+	_ gofs.NodeUnlinker       = (*doneDir)(nil)
+	_ gofs.NodeRmdirer        = (*doneDir)(nil)
 )
 
 func (n *dropDir) lookupDone(ctx context.Context, out *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
@@ -223,8 +223,8 @@ func (n *doneDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 	return nil, syscall.ENOENT
 }
 
-func (n *doneDir) Readdir(context.Context) (gofs.DirStream, syscall.Errno) {
-	return dirStream(n.receipts().in(n.prefix)), 0
+func (n *doneDir) OpendirHandle(ctx context.Context, _ uint32) (gofs.FileHandle, uint32, syscall.Errno) {
+	return n.m.opendir(ctx, n.path, listOf(n.receipts().in(n.prefix)))
 }
 
 func (n *doneDir) Unlink(_ context.Context, name string) syscall.Errno {

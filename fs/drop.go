@@ -169,15 +169,15 @@ type dropDir struct {
 }
 
 var (
-	_ gofs.NodeLookuper  = (*dropDir)(nil)
-	_ gofs.NodeGetattrer = (*dropDir)(nil)
-	_ gofs.NodeSetattrer = (*dropDir)(nil)
-	_ gofs.NodeReaddirer = (*dropDir)(nil)
-	_ gofs.NodeCreater   = (*dropDir)(nil)
-	_ gofs.NodeRenamer   = (*dropDir)(nil)
-	_ gofs.NodeUnlinker  = (*dropDir)(nil)
-	_ gofs.NodeMkdirer   = (*dropDir)(nil)
-	_ gofs.NodeRmdirer   = (*dropDir)(nil)
+	_ gofs.NodeLookuper       = (*dropDir)(nil)
+	_ gofs.NodeGetattrer      = (*dropDir)(nil)
+	_ gofs.NodeSetattrer      = (*dropDir)(nil)
+	_ gofs.NodeOpendirHandler = (*dropDir)(nil)
+	_ gofs.NodeCreater        = (*dropDir)(nil)
+	_ gofs.NodeRenamer        = (*dropDir)(nil)
+	_ gofs.NodeUnlinker       = (*dropDir)(nil)
+	_ gofs.NodeMkdirer        = (*dropDir)(nil)
+	_ gofs.NodeRmdirer        = (*dropDir)(nil)
 )
 
 func (n *dropDir) Getattr(ctx context.Context, _ gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
@@ -262,12 +262,13 @@ func (n *dropDir) in() (names []Name) {
 	return names
 }
 
-func (n *dropDir) Readdir(context.Context) (gofs.DirStream, syscall.Errno) {
+func (n *dropDir) OpendirHandle(ctx context.Context, _ uint32) (gofs.FileHandle, uint32, syscall.Errno) {
 	d := n.m.drops
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	d.sweep()
-	return dirStream(sorted(n.in())), 0
+	names := n.in()
+	d.mu.Unlock()
+	return n.m.opendir(ctx, n.path, listOf(sorted(names)))
 }
 
 func (n *dropDir) Mkdir(ctx context.Context, name string, mode uint32, out *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {

@@ -2,11 +2,20 @@ package fs
 
 import (
 	"fmt"
+	"io"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
 )
+
+// text is the log as a user sees it.
+func (l *eventLog) text(uid uint32) []byte {
+	r := l.open(uid)
+	data, _ := io.ReadAll(io.NewSectionReader(r, 0, r.Size()))
+	return data
+}
 
 // outcomes gives the last field of each line of the log that a user sees.
 func (l *eventLog) outcomes(uid uint32) (list []string) {
@@ -86,4 +95,81 @@ func TestLogLinesAreShort(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Whoever has the log open reads the lines of that time, whole and in their order, without those that have gone since; at any offset, in pieces of any size.
+func TestLogWhileItChanges(t *testing.T) {
+	for _, piece := range []int{1, 7, 50, 4096, 1 << 20} {
+		l := newEventLog()
+		for i := range 2 * logLines {
+			l.add(uint32(1000+i%2), "sign", "a", fmt.Sprint("line ", i))
+		}
+		r := l.open(0)
+		want := l.text(0)
+		if int64(len(want)) != r.Size() {
+			t.Errorf("the size is %d, and there are %d bytes", r.Size(), len(want))
+		}
+		var got []byte
+		buf := make([]byte, piece)
+		for n, err := 0, error(nil); err == nil; {
+			n, err = r.ReadAt(buf, int64(len(got)))
+			got = append(got, buf[:n]...)
+			if len(got) >= 1000 && len(got)-n < 1000 {
+				for i := range 100 {
+					l.add(1000, "sign", "a", fmt.Sprint("later ", i)) // the first hundred go
+				}
+			}
+		}
+		lines := strings.SplitAfter(string(want), "\n")
+		var left []string
+		for i, line := range lines {
+			seen := len(strings.Join(lines[:i], "")) < max(1000, (1000+piece-1)/piece*piece)
+			if seen || i%2 == 1 || i >= 200 {
+				left = append(left, line)
+			}
+		}
+		if string(got) != strings.Join(left, "") {
+			t.Errorf("in pieces of %d bytes: %d bytes are read, want %d", piece, len(got), len(strings.Join(left, "")))
+		}
+	}
+	l := newEventLog()
+	for i := range 10 {
+		l.add(1000, "sign", "a", fmt.Sprint("line ", i))
+	}
+	r, whole := l.open(1000), l.text(1000)
+	buf := make([]byte, 100)
+	for _, off := range []int{300, 0, 17, 117, 17, 100, len(whole) - 1, len(whole), len(whole) + 1} {
+		n, _ := r.ReadAt(buf, int64(off))
+		if from := min(off, len(whole)); string(buf[:n]) != string(whole[from:min(from+100, len(whole))]) {
+			t.Errorf("at %d: %q", off, buf[:n])
+		}
+	}
+}
+
+// Very many who have the log open, each another state of it, take no memory for it.
+func TestOpenLogsTakeNoMemory(t *testing.T) {
+	l := newEventLog()
+	for range logLines {
+		l.add(7, "sign", "a", strings.Repeat("x", 2000))
+	}
+	heap := func() int64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := heap()
+	var open []liveText
+	buf := make([]byte, 100)
+	for range 1000 {
+		l.add(7, "sign", "a", strings.Repeat("x", 2000))
+		r := l.open(7)
+		r.ReadAt(buf, 0)
+		open = append(open, r)
+	}
+	if took := heap() - before; took > 4<<20 {
+		t.Errorf("%d open logs take %d bytes", len(open), took)
+	}
+	runtime.KeepAlive(open)
+	runtime.KeepAlive(l)
 }

@@ -76,7 +76,7 @@ func (t *Tree) Mount(dir string, o Options) (*Mount, error) {
 	if !t.Registry.Writable() {
 		o.ReadOnly = true
 	}
-	m := &mounted{tree: t, stale: stale{at: map[uint32]refusal{}}}
+	m := &mounted{tree: t, stale: stale{at: map[uint32]refusal{}}, held: newHeld()}
 	m.drops = newDrops(m, o)
 	rand.Read(m.secret[:])
 	t.certificate, t.certificateFrom = o.Certificate, o.CertificateFrom

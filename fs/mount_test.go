@@ -940,3 +940,37 @@ func must(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+// TestOpenDirectoriesShareTheirLists: those who have directories open take no memory for each, as long as these are in one state.
+func TestOpenDirectoriesShareTheirLists(t *testing.T) {
+	w := newWorld(t, images(1))
+	const files = 10_000
+	for i := range files {
+		must(t, os.WriteFile(filepath.Join(w.registry, "app/blobs/sha256", digest.FromString(fmt.Sprint(i)).Encoded()), nil, 0o644))
+	}
+	memory := func() (kib int) {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", w.server.Process.Pid))
+		must(t, err)
+		_, rest, _ := strings.Cut(string(status), "VmRSS:")
+		fmt.Sscan(rest, &kib)
+		return kib
+	}
+	var open []*os.File
+	for range 100 {
+		f, err := os.Open(w.mnt + "/app/blobs/sha256")
+		must(t, err)
+		open = append(open, f)
+	}
+	kib := memory()
+	t.Logf("%d KiB", kib)
+	if kib > 100<<10 {
+		t.Errorf("100 open directories of %d files take %d KiB", files, kib)
+	}
+	names, err := open[50].Readdirnames(-1)
+	if must(t, err); len(names) < files {
+		t.Errorf("%d names", len(names))
+	}
+	for _, f := range open {
+		must(t, f.Close())
+	}
+}

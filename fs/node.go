@@ -60,6 +60,7 @@ type mounted struct {
 
 	stale    stale
 	census   census
+	held     *held
 	changes  changes
 	controls atomic.Uint64 // generations of the inodes of `sign`
 }
@@ -259,48 +260,55 @@ func (n *dirNode) Getattr(ctx context.Context, _ gofs.FileHandle, out *fuse.Attr
 
 // OpendirHandle lists the directory: what comes to its name afterwards is no reason to fail a read of it.
 func (n *dirNode) OpendirHandle(ctx context.Context, _ uint32) (gofs.FileHandle, uint32, syscall.Errno) {
-	var stream gofs.DirStream
+	var list lazyList
 	_, err := patiently(ctx, n.dir.item)
 	if errors.Is(err, errAbsent) {
 		return nil, 0, n.gone()
 	}
 	if d, ok := n.dir.(*imagesDir); ok && err == nil {
-		var list lazyList
 		list, err = patiently(ctx, d.lazyList)
-		stream = &lazyStream{list: list}
 	} else if err == nil {
 		var names []Name
 		names, err = patiently(ctx, n.dir.list)
-		stream = dirStream(names)
+		list = listOf(names)
 	}
 	if err != nil {
 		return nil, 0, n.lookupErrno(ctx, err)
 	}
-	return &dirHandle{stream}, 0, 0
+	return n.m.opendir(ctx, n.path, list)
+}
+
+// opendir opens a directory that has these names.
+func (m *mounted) opendir(ctx context.Context, path string, list lazyList) (gofs.FileHandle, uint32, syscall.Errno) {
+	uid := callerOf(ctx).UID
+	shared, release, errno := m.held.take(list, uid, !m.tree.log.reads(uid))
+	if errno != 0 {
+		m.tree.log.add(uid, "list", path, "refused: the lists of the directories that are open take too much memory; close some")
+		return nil, 0, errno
+	}
+	return &dirHandle{lazyStream{list: shared}, release}, 0, 0
+}
+
+// listOf is a list of names that are there.
+func listOf(names []Name) lazyList {
+	list := lazyList{len: len(names), at: func(i int) (Name, bool) { return names[i], true }}
+	list.memory, list.bytes = namesKey(names)
+	return list
 }
 
 // A dirHandle is an open directory.
-type dirHandle struct{ stream gofs.DirStream }
+type dirHandle struct {
+	lazyStream
+	release func()
+}
 
 var (
 	_ gofs.FileReaddirenter = (*dirHandle)(nil)
 	_ gofs.FileSeekdirer    = (*dirHandle)(nil)
+	_ gofs.FileReleasedirer = (*dirHandle)(nil)
 )
 
-func (h *dirHandle) Readdirent(context.Context) (*fuse.DirEntry, syscall.Errno) {
-	if !h.stream.HasNext() {
-		return nil, 0
-	}
-	e, errno := h.stream.Next()
-	return &e, errno
-}
-
-func (h *dirHandle) Seekdir(ctx context.Context, off uint64) syscall.Errno {
-	if s, ok := h.stream.(gofs.FileSeekdirer); ok {
-		return s.Seekdir(ctx, off)
-	}
-	return syscall.ENOTSUP
-}
+func (h *dirHandle) Releasedir(context.Context, uint32) { h.release() }
 
 // A lazyStream reads a lazyList.
 type lazyStream struct {
@@ -308,21 +316,20 @@ type lazyStream struct {
 	next int
 }
 
-var _ gofs.FileSeekdirer = (*lazyStream)(nil)
-
-func (s *lazyStream) HasNext() bool {
-	for ; s.next < s.list.len; s.next++ {
-		if _, ok := s.list.at(s.next); ok {
-			return true
+func (s *lazyStream) Readdirent(context.Context) (*fuse.DirEntry, syscall.Errno) {
+	for s.next < s.list.len {
+		name, ok := s.list.at(s.next)
+		s.next++
+		if !ok {
+			continue
 		}
+		e := &fuse.DirEntry{Name: name.Name, Mode: syscall.S_IFREG, Off: uint64(s.next)}
+		if name.Mode.IsDir() {
+			e.Mode = syscall.S_IFDIR
+		}
+		return e, 0
 	}
-	return false
-}
-
-func (s *lazyStream) Next() (fuse.DirEntry, syscall.Errno) {
-	name, _ := s.list.at(s.next)
-	s.next++
-	return fuse.DirEntry{Name: name, Mode: syscall.S_IFDIR, Off: uint64(s.next)}, 0
+	return nil, 0
 }
 
 func (s *lazyStream) Seekdir(_ context.Context, off uint64) syscall.Errno {
@@ -331,19 +338,6 @@ func (s *lazyStream) Seekdir(_ context.Context, off uint64) syscall.Errno {
 	}
 	s.next = int(off)
 	return 0
-}
-
-func (s *lazyStream) Close() {}
-
-func dirStream(names []Name) gofs.DirStream {
-	list := make([]fuse.DirEntry, len(names))
-	for i, e := range names {
-		list[i] = fuse.DirEntry{Name: e.Name, Mode: syscall.S_IFREG}
-		if e.Mode.IsDir() {
-			list[i].Mode = syscall.S_IFDIR
-		}
-	}
-	return gofs.NewListDirStream(list)
 }
 
 func (n *dirNode) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {
@@ -600,18 +594,21 @@ var _ gofs.FilePassthroughFder = (*blobHandle)(nil)
 
 func (h *blobHandle) PassthroughFd() (int, bool) { return h.blob.FD(), h.passthrough }
 
-// A liveNode shows a file that is made anew for each opener: .irfs/log.
+// A liveNode shows a file that is another one for each opener: .irfs/log.
 type liveNode struct {
 	gofs.Inode
 	shown
 }
 
+// A liveHandle is such a file that is open.
+type liveHandle struct{ text liveText }
+
 func (n *liveNode) Getattr(ctx context.Context, h gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
 	now := *n.item
-	if h, ok := h.(*dataHandle); ok {
-		now.Size = int64(len(h.data))
+	if h, ok := h.(*liveHandle); ok {
+		now.Size = h.text.Size()
 	} else {
-		now.Size = int64(len(n.item.live(callerOf(ctx).UID)))
+		now.Size = n.item.live(callerOf(ctx).UID).Size()
 	}
 	n.m.fill(&out.Attr, &now)
 	return 0
@@ -621,11 +618,15 @@ func (n *liveNode) Open(ctx context.Context, flags uint32) (gofs.FileHandle, uin
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		return nil, 0, n.refuse(ctx, "open for writing", "")
 	}
-	return &dataHandle{n.item.live(callerOf(ctx).UID), true}, fuse.FOPEN_DIRECT_IO, 0
+	return &liveHandle{n.item.live(callerOf(ctx).UID)}, fuse.FOPEN_DIRECT_IO, 0
 }
 
 func (n *liveNode) Read(_ context.Context, h gofs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	return part(h.(*dataHandle).data, dest, off), 0
+	read, err := h.(*liveHandle).text.ReadAt(dest, off)
+	if err != nil && err != io.EOF {
+		return nil, errnoOf(err)
+	}
+	return fuse.ReadResultVector([][]byte{dest[:read]}), 0
 }
 
 // refusing answers what cannot be done anywhere in the tree. go-fuse's

@@ -1,10 +1,12 @@
 package fs
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -73,11 +75,17 @@ type Item struct {
 	// control: the file `sign` of an image directory.
 	control *imageDir
 	// live is a file that is another one for each reader.
-	live func(uid uint32) []byte
+	live func(uid uint32) liveText
 	// drop: the directory import/.
 	drop bool
 	// basis is what an image directory computed the file from, if there is a quick way to know that it still holds.
 	basis *basis
+}
+
+// A liveText is a file's content as one reader has it.
+type liveText interface {
+	io.ReaderAt
+	Size() int64
 }
 
 // A Name is an entry of a directory.
@@ -147,7 +155,9 @@ func (t *Tree) Read(ctx context.Context, name string) (data []byte, blob *layout
 		}
 		return item.data, nil, nil
 	case item.live != nil:
-		return item.live(uint32(os.Getuid())), nil, nil
+		text := item.live(uint32(os.Getuid()))
+		data, err = io.ReadAll(io.NewSectionReader(text, 0, text.Size()))
+		return data, nil, err
 	}
 	return item.data, nil, nil
 }
@@ -370,11 +380,11 @@ func (d *metaDir) lookup(ctx context.Context, name string) (*Item, error) {
 	switch name {
 	case "version":
 		item := fileOf(nil, attr, d.t.started.UnixNano())
-		item.live = d.t.version
+		item.live = func(uid uint32) liveText { return bytes.NewReader(d.t.version(uid)) }
 		return item, nil
 	case "log":
 		item := fileOf(nil, attr, d.t.started.UnixNano())
-		item.live = d.t.log.text
+		item.live = d.t.log.open
 		return item, nil
 	case "ca":
 		return (&caDir{d}).item(ctx)
@@ -632,7 +642,7 @@ func (d *imagesDir) list(ctx context.Context) ([]Name, error) {
 	list := make([]Name, 0, lazy.len)
 	for i := range lazy.len {
 		if name, ok := lazy.at(i); ok {
-			list = append(list, Name{name, fs.ModeDir})
+			list = append(list, name)
 		}
 	}
 	return sorted(list), nil
@@ -641,7 +651,10 @@ func (d *imagesDir) list(ctx context.Context) ([]Name, error) {
 // A lazyList makes the names of directories one by one, of what all who read the list share: there may be very many.
 type lazyList struct {
 	len int
-	at  func(i int) (name string, ok bool) // false: there is none
+	at  func(i int) (name Name, ok bool) // false: there is none
+
+	memory any   // tells the list from any other
+	bytes  int64 // that it takes, about
 }
 
 func (d *imagesDir) lazyList(ctx context.Context) (lazyList, error) {
@@ -650,15 +663,20 @@ func (d *imagesDir) lazyList(ctx context.Context) (lazyList, error) {
 		return lazyList{}, err
 	}
 	if d.path == "tags" {
-		return lazyList{snap.Tagged(), func(i int) (string, bool) {
-			tag, again := snap.TagAt(i)
+		tags := snap.Tagged()
+		list := lazyList{len: tags.Len(), at: func(i int) (Name, bool) {
+			tag, again := tags.At(i)
 			name, ok := tagName(tag)
-			return name, ok && !again
-		}}, nil
+			return Name{name, fs.ModeDir}, ok && !again
+		}}
+		list.memory, list.bytes = tags.Memory()
+		return list, nil
 	}
-	list, err := snap.Listing(ctx)
+	digests, err := snap.Listing(ctx)
 	if err != nil {
 		return lazyList{}, err
 	}
-	return lazyList{list.Len(), func(i int) (string, bool) { return digestName(list.At(i)), true }}, nil
+	list := lazyList{len: digests.Len(), at: func(i int) (Name, bool) { return Name{digestName(digests.At(i)), fs.ModeDir}, true }}
+	list.memory, list.bytes = digests.Memory()
+	return list, nil
 }

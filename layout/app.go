@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -30,22 +31,24 @@ type App struct {
 
 	turn chan struct{} // held by the goroutine that changes the app
 
-	mu         sync.Mutex
-	ground     ground
-	guarded    atomic.Bool // when the ground was surveyed, only those who are trusted could exchange what is in the directories of blobs
-	snap       *Snapshot   // the last reading of index.json
-	seen       sighting
-	good       *Snapshot // the last one that could be used
-	torn       time.Time // since when index.json has not been usable
-	looks      Flights[struct{}, *Snapshot]
-	indexes    map[indexKey]*readIndex
-	indexBytes int64 // what these cost (costOf)
+	mu          sync.Mutex
+	ground      ground
+	guarded     atomic.Bool // when the ground was surveyed, only those who are trusted could exchange what is in the directories of blobs
+	snap        *Snapshot   // the last reading of index.json
+	seen        sighting
+	good        *Snapshot // the last one that could be used
+	torn        time.Time // since when index.json has not been usable
+	looks       Flights[struct{}, *Snapshot]
+	indexes     map[indexKey]*readIndex
+	indexBytes  int64 // what these cost (costOf),
+	indexMemory int64 // and how much memory they take, about
 
 	noSubject map[uint64]bool // manifests, by a hash of their digests
 
 	recents *recents // its registry's, as are
 	keeper  *keeper  // this, nil for one that is not published yet,
 	large   *large   // this, likewise,
+	left    bool     // that has no use for the app any more; large.mu is held for it
 	windows windows  // and this
 
 	used atomic.Int64 // when it was last, in nanoseconds since 1970
@@ -56,6 +59,7 @@ type readIndex struct {
 	seen     sighting
 	subject  *v1.Descriptor
 	children []child
+	bytes    int64 // of memory that it takes, about
 	err      error
 }
 
@@ -224,8 +228,9 @@ func (a *App) lookAgain(ctx context.Context) (*Snapshot, error) {
 		}
 		if snap.Err == nil {
 			a.mu.Lock()
-			defer a.mu.Unlock()
 			a.good, a.torn = snap, time.Time{}
+			a.mu.Unlock()
+			a.large.keeps(a)
 			return snap, nil
 		}
 		if !snap.Attr.fresh() || !snap.torn() {
@@ -343,8 +348,9 @@ func (a *App) again(sum [sha256.Size]byte, attr Attr, seen sighting) *Snapshot {
 func (a *App) adopt(size int, sum [sha256.Size]byte, list rows) {
 	snap := &Snapshot{Attr: Attr{Stamp: Stamp{Size: int64(size)}}, app: a, serial: serials.Add(1), sum: sum, content: &content{rows: list}}
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	a.snap, a.seen = snap, sighting{} // which proves nothing
+	a.mu.Unlock()
+	a.large.keeps(a)
 }
 
 // readIndexFile reads the bytes of index.json.
@@ -367,23 +373,37 @@ type Entry struct {
 
 // Tags lists the app's tags, sorted.
 func (s *Snapshot) Tags() []string {
-	tags := make([]string, 0, len(s.byTag))
-	for i := range s.byTag {
-		if tag, again := s.TagAt(i); !again {
+	list := s.Tagged()
+	tags := make([]string, 0, list.Len())
+	for i := range list.Len() {
+		if tag, again := list.At(i); !again {
 			tags = append(tags, tag)
 		}
 	}
 	return tags
 }
 
-// Tagged is the number of descriptors in index.json that have a tag.
-func (s *Snapshot) Tagged() int { return len(s.byTag) }
-
-// TagAt returns the tag of one of those, which are sorted by it, and whether the one before has the same.
-func (s *Snapshot) TagAt(i int) (tag string, again bool) {
-	tag = s.list[s.byTag[i]].tag
-	return tag, i > 0 && s.list[s.byTag[i-1]].tag == tag
+// A Tagged is the descriptors in index.json that have a tag, sorted by it. It takes little memory, for all who ask for it share it.
+type Tagged struct {
+	rows  []row
+	byTag []int32
+	bytes int64
 }
+
+// Tagged gives what has a tag.
+func (s *Snapshot) Tagged() Tagged { return Tagged{s.list, s.byTag, s.content.bytes} }
+
+// Len is the number of descriptors.
+func (t Tagged) Len() int { return len(t.byTag) }
+
+// At returns the tag of the i-th, and whether the one before has the same.
+func (t Tagged) At(i int) (tag string, again bool) {
+	tag = t.rows[t.byTag[i]].tag
+	return tag, i > 0 && t.rows[t.byTag[i-1]].tag == tag
+}
+
+// Memory tells which memory it holds, and how many bytes that is, about.
+func (t Tagged) Memory() (which any, size int64) { return unsafe.SliceData(t.rows), t.bytes }
 
 // TagsOf lists the tags that name the digest, sorted.
 func (s *Snapshot) TagsOf(d digest.Digest) []string {

@@ -197,7 +197,8 @@ func (f *finder) end() {
 	}
 }
 
-// A jsonStart is what the first bytes say of a document: JSON begins with a bracket, after white space or a byte order mark.
+// A jsonStart is what the first bytes say of a document: JSON that can name anything begins with a bracket or a quotation mark, after white space or a
+// byte order mark.
 type jsonStart int
 
 const (
@@ -211,7 +212,7 @@ func (j *jsonStart) add(c byte) jsonStart {
 		return *j
 	}
 	switch c {
-	case '{', '[':
+	case '{', '[', '"':
 		*j = isJSON
 	case ' ', '\t', '\n', '\r', 0xef, 0xbb, 0xbf:
 	default:

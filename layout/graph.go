@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"time"
+	"unsafe"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -50,6 +51,12 @@ func (c contradiction) err(d digest.Digest) error {
 type unread struct {
 	*v1.Descriptor
 	seen sighting
+}
+
+// bytes is how much memory it takes, about, without the data, which its indexes have too.
+func (w *wording) bytes() int64 {
+	const entry = 2 * int64(unsafe.Sizeof(contradiction{})) // of a map, with its key and what is empty
+	return entry * int64(len(w.bad)+len(w.inlined))
 }
 
 // with returns the wording with one more descriptor; first is what the first one of its digest says, maybe itself. That is w itself if there is nothing new in it.
@@ -441,9 +448,9 @@ func (a *App) readIndex(ctx context.Context, dirfd int, d v1.Descriptor) (*readI
 	case err != nil:
 	case old != nil && old.err == nil:
 		// Its bytes have the same digest, so it says the same.
-		ri.subject, ri.children = old.subject, old.children
+		ri.subject, ri.children, ri.bytes = old.subject, old.children, old.bytes
 	default:
-		ri.subject, ri.children, ri.err = parseChildren(ctx, data, d.MediaType)
+		ri.subject, ri.children, ri.bytes, ri.err = parseChildren(ctx, data, d.MediaType)
 		if ri.err != nil && ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
@@ -456,16 +463,20 @@ func (a *App) readIndex(ctx context.Context, dirfd int, d v1.Descriptor) (*readI
 func (a *App) putIndex(key indexKey, ri *readIndex) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if _, kept := a.indexes[key]; !kept {
+	if was := a.indexes[key]; was == nil {
 		a.indexBytes += key.cost()
+	} else {
+		a.indexMemory -= was.bytes
 	}
 	a.indexes[key] = ri
+	a.indexMemory += ri.bytes
 	for gone := range a.indexes {
 		if a.indexBytes <= MaxIndexes {
 			break
 		}
 		if gone != key {
 			a.indexBytes -= gone.cost()
+			a.indexMemory -= a.indexes[gone].bytes
 			delete(a.indexes, gone)
 		}
 	}
@@ -478,12 +489,13 @@ func (a *App) keepOnly(list []*node) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	was := a.indexes
-	a.indexes, a.indexBytes = map[indexKey]*readIndex{}, 0
+	a.indexes, a.indexBytes, a.indexMemory = map[indexKey]*readIndex{}, 0, 0
 	for _, n := range list {
 		key := indexKey{n.Digest, n.MediaType, n.Size}
 		if ri := was[key]; ri != nil && a.indexes[key] == nil {
 			a.indexes[key] = ri
 			a.indexBytes += key.cost()
+			a.indexMemory += ri.bytes
 		}
 	}
 }
@@ -698,6 +710,7 @@ type Listing struct {
 	rows   []row
 	order  []*node
 	sorted []int32 // a row, or ^i for order[i]
+	bytes  int64
 }
 
 // Len is the number of digests.
@@ -705,6 +718,9 @@ func (l *Listing) Len() int { return len(l.sorted) }
 
 // At returns the i-th digest.
 func (l *Listing) At(i int) digest.Digest { return l.at(l.sorted[i]) }
+
+// Memory tells which memory it holds, and how many bytes that is, about.
+func (l *Listing) Memory() (which any, size int64) { return l, l.bytes }
 
 func (l *Listing) at(i int32) digest.Digest {
 	if i < 0 {
@@ -733,6 +749,7 @@ func (s *Snapshot) Listing(ctx context.Context) (*Listing, error) {
 			l.sorted = append(l.sorted, ^int32(i))
 		}
 		slices.SortFunc(l.sorted, func(a, b int32) int { return cmp.Compare(l.at(a), l.at(b)) })
+		l.bytes = s.content.bytes + childBytes*int64(len(l.order)) + 4*int64(cap(l.sorted))
 		r.listing = l
 	})
 	return r.listing, nil

@@ -1,30 +1,33 @@
 package layout
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"sync"
 	"time"
 )
 
-// This file bounds what a registry remembers of large documents. A small app is remembered for ever. One that takes more is forgotten, but for its
-// name, when others need the place; and what many or large nested indexes say, which takes several times their bytes, when nobody used the app for some
-// time. It is read again when somebody asks.
+// This file bounds what a registry remembers of documents. All readings are counted, by the memory that they take and not by the bytes of their files. An app
+// that nobody used for the longest time is forgotten, but for its name, when the others need the place; and what many or large nested indexes say, when nobody
+// used the app for some time. It is read again when somebody asks.
 
 const (
-	someBytes  = 64 << 10  // of an app's index.json and nested indexes: more counts in mostBytes
-	largeBytes = 16 << 20  // of its nested indexes: more is forgotten when the app rests
-	mostBytes  = 128 << 20 // of all apps together: as much as one may have, MaxIndex + MaxIndexes
+	largeBytes = 16 << 20  // of an app's nested indexes: more is forgotten when the app rests
+	mostBytes  = 128 << 20 // of memory for the readings of all apps together, but for one that takes more by itself
 	gateBytes  = 1 << 20   // a larger document is read alone
 )
 
-// large is what a registry knows of its apps that take much memory.
+// large is what a registry knows of the memory that its apps take.
 type large struct {
 	gate chan struct{} // held by whoever reads a large document
 
 	restAfter time.Duration // with no use
+	most      int64         // bytes of memory of all apps together
 
 	mu    sync.Mutex
-	apps  map[*App]int64 // bytes
+	apps  map[*App]int64 // bytes of memory, about
+	sum   int64          // of them all
 	timer *time.Timer    // of the next look at them; nil for none
 }
 
@@ -32,7 +35,7 @@ type large struct {
 const restAfter = 20 * time.Second
 
 func newLarge() *large {
-	return &large{gate: make(chan struct{}, 1), restAfter: restAfter, apps: map[*App]int64{}}
+	return &large{gate: make(chan struct{}, 1), restAfter: restAfter, most: mostBytes, apps: map[*App]int64{}}
 }
 
 // enter waits until a document of that size may be read. leave has to be called when it is done.
@@ -57,31 +60,60 @@ func (l *large) keeps(a *App) {
 	if l == nil {
 		return
 	}
-	size, nested := a.size()
 	a.used.Store(time.Now().UnixNano())
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if delete(l.apps, a); size < someBytes {
+	if a.left {
 		return
 	}
-	l.apps[a] = size
-	for {
-		var sum int64
-		oldest := a
-		for app, size := range l.apps {
-			if sum += size; oldest == a || app != a && app.used.Load() < oldest.used.Load() {
-				oldest = app
-			}
-		}
-		if sum <= mostBytes || oldest == a {
-			break
-		}
-		oldest.forget()
-		delete(l.apps, oldest)
+	nested := l.count(a)
+	if l.sum > l.most {
+		l.makeRoom(a)
 	}
 	if nested > largeBytes && l.timer == nil {
 		l.timer = time.AfterFunc(l.restAfter/4, l.look)
 	}
+}
+
+// count counts what an app takes by now, and returns the bytes of its nested indexes. l.mu is held.
+func (l *large) count(a *App) (nested int64) {
+	memory, nested := a.size()
+	l.sum += memory - l.apps[a]
+	l.apps[a] = memory
+	return nested
+}
+
+// makeRoom forgets the apps that nobody used for the longest time, and more of them than it must, so that it seldom has to look at them all. l.mu is held.
+func (l *large) makeRoom(but *App) {
+	type use struct {
+		app  *App
+		last int64
+	}
+	list := make([]use, 0, len(l.apps))
+	for app := range l.apps {
+		if app != but {
+			list = append(list, use{app, app.used.Load()})
+		}
+	}
+	slices.SortFunc(list, func(a, b use) int { return cmp.Compare(a.last, b.last) })
+	for _, use := range list {
+		if l.sum <= l.most/8*7 {
+			break
+		}
+		use.app.forget()
+		l.sum -= l.apps[use.app]
+		delete(l.apps, use.app)
+	}
+}
+
+// leaves says that an app is the registry's no longer. Whoever still uses it reads again.
+func (l *large) leaves(a *App) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sum -= l.apps[a]
+	delete(l.apps, a)
+	a.left = true
+	a.forget()
 }
 
 // look forgets the large indexes of apps that nobody used for some time. It comes again as long as there are any.
@@ -96,7 +128,7 @@ func (l *large) look() {
 			left = true
 		default:
 			app.forgetIndexes()
-			l.apps[app], _ = app.size()
+			l.count(app)
 			forgot = true
 		}
 	}
@@ -117,15 +149,18 @@ func (l *large) close() {
 	}
 }
 
-// size is how many bytes the documents have of which the readings are kept, and those of them that are nested indexes.
-func (a *App) size() (all, nested int64) {
+// size is how much memory the readings take that the app keeps, about, and how many bytes its nested indexes have.
+func (a *App) size() (memory, nested int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	all = a.indexBytes
+	memory = a.indexMemory
 	if a.snap != nil {
-		all += a.snap.Attr.Size
+		memory += a.snap.content.bytes
 	}
-	return all, a.indexBytes
+	if a.good != nil && (a.snap == nil || a.good.content != a.snap.content) {
+		memory += a.good.content.bytes
+	}
+	return memory, a.indexBytes
 }
 
 // forget drops what was read of the app's index.json and nested indexes.
@@ -133,7 +168,7 @@ func (a *App) forget() {
 	a.forgetIndexes()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.snap, a.good, a.seen = nil, nil, sighting{}
+	a.snap, a.good, a.seen, a.noSubject = nil, nil, sighting{}, nil
 }
 
 // forgetIndexes drops what was read of the app's nested indexes.
@@ -147,5 +182,5 @@ func (a *App) forgetIndexes() {
 			s.mu.Unlock()
 		}
 	}
-	a.indexes, a.indexBytes = map[indexKey]*readIndex{}, 0
+	a.indexes, a.indexBytes, a.indexMemory = map[indexKey]*readIndex{}, 0, 0
 }

@@ -23,7 +23,9 @@ type stored struct {
 	dir, name string // blobs/<dir>/<name>
 	mode      fs.FileMode
 	size      int64   // once it was scanned
-	next      *stored // of the same name in another directory
+	next      *stored // in the same directory, of a name that differs in case alone
+
+	named bool // it and those after it, by a document
 
 	used, scanned bool
 	by            digest.Digest // what named it, if that is no index or manifest that irfs knows
@@ -37,12 +39,19 @@ func (b *stored) digest() (digest.Digest, bool) {
 	return d, err == nil
 }
 
+// A storedKey is a directory's name, and a file's in lower case.
+type storedKey struct{ dir, name string }
+
+// longestAlgorithm is how long the name of a directory among the blobs may be for what is in it to be looked at.
+const longestAlgorithm = 32
+
 // A reach is what is used of an app.
 type reach struct {
 	l    *locked
 	list []*stored
-	of   map[string]*stored // by name
-	size map[int]bool       // lengths of names
+	of   map[storedKey]*stored
+
+	algorithms, names map[int]bool // lengths of the directories' names, and of the files'
 
 	by      digest.Digest // whose names are being found
 	waiting []*stored     // used, and not scanned
@@ -50,12 +59,18 @@ type reach struct {
 
 // reach finds what index.json, which has the bytes raw, reaches. An error means that not everything is known.
 func (l *locked) reach(ctx context.Context, snap *Snapshot, raw []byte) (*reach, error) {
-	r := &reach{l: l, of: map[string]*stored{}, size: map[int]bool{}}
+	r := &reach{l: l, of: map[storedKey]*stored{}, algorithms: map[int]bool{}, names: map[int]bool{}}
 	if err := r.look(); err != nil {
 		return nil, err
 	}
 	f := &finder{found: r.found}
-	f.Write(raw)
+	const piece = 1 << 20 // bytes, which take some milliseconds
+	for part := range slices.Chunk(raw, piece) {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		f.Write(part)
+	}
 	f.end()
 	entries, err := snap.Entries(ctx)
 	if err != nil {
@@ -90,6 +105,9 @@ func (r *reach) look() error {
 		return err
 	}
 	for _, algorithm := range algorithms {
+		if len(algorithm.name) > longestAlgorithm {
+			continue
+		}
 		list, err := readDir(r.l.dirfd, path.Join("blobs", algorithm.name))
 		if errors.Is(err, ErrCorrupt) { // not a directory
 			continue
@@ -103,8 +121,9 @@ func (r *reach) look() error {
 			if len(name) < shortestHex || len(name) > longestHex || !isHex(name) {
 				continue
 			}
-			b := &stored{dir: algorithm.name, name: e.name, mode: e.mode, next: r.of[name]}
-			r.of[name], r.size[len(name)] = b, true
+			key := storedKey{algorithm.name, name}
+			b := &stored{dir: algorithm.name, name: e.name, mode: e.mode, next: r.of[key]}
+			r.of[key], r.algorithms[len(key.dir)], r.names[len(name)] = b, true, true
 			r.list = append(r.list, b)
 		}
 	}
@@ -113,8 +132,8 @@ func (r *reach) look() error {
 
 // blob is the blob of a digest; nil if it is not there.
 func (r *reach) blob(d digest.Digest) *stored {
-	b := r.of[d.Encoded()]
-	for b != nil && (b.dir != d.Algorithm().String() || b.name != d.Encoded()) {
+	b := r.of[storedKey{d.Algorithm().String(), strings.ToLower(d.Encoded())}]
+	for b != nil && b.name != d.Encoded() {
 		b = b.next
 	}
 	return b
@@ -126,21 +145,39 @@ func (r *reach) uses(d digest.Digest) bool {
 	return b != nil && b.used
 }
 
+// betweens are what may stand between an algorithm and hex digits.
+var betweens = []string{":", "-", "/", `\`, "_", "=", "%3a", `\u003a`}
+
 // found is called with text of a document that ends in hex digits. Of many digits the last may be a blob's name, for a colon may be
-// written %3A.
+// written %3A. The time that it takes does not grow with the number of blobs, or of directories.
 func (r *reach) found(text []byte, digits int) {
-	for size := range r.size {
+	for size := range r.names {
 		if digits < size {
 			continue
 		}
-		name := len(text) - size
-		for b := r.of[string(text[name:])]; b != nil; b = b.next {
-			for _, between := range []string{":", "-", "/", `\`, "_", "=", "%3a", `\u003a`} {
-				if before, ok := bytes.CutSuffix(text[:name], []byte(between)); ok && bytes.HasSuffix(before, []byte(b.dir)) {
-					r.use(b)
+		rest, name := text[:len(text)-size], text[len(text)-size:]
+		for _, between := range betweens {
+			before, ok := bytes.CutSuffix(rest, []byte(between))
+			if !ok {
+				continue
+			}
+			for length := range r.algorithms {
+				if length <= len(before) {
+					r.name(r.of[storedKey{string(before[len(before)-length:]), string(name)}])
 				}
 			}
 		}
+	}
+}
+
+// name notes that a document names a blob, nil for none, in some case.
+func (r *reach) name(b *stored) {
+	if b == nil || b.named {
+		return
+	}
+	b.named = true
+	for ; b != nil; b = b.next {
+		r.use(b)
 	}
 }
 

@@ -3,12 +3,14 @@ package layout_test
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -77,6 +79,11 @@ func TestCollectKeepsWhatDocumentsName(t *testing.T) {
 		{"a payload in base64url, not padded", func(d digest.Digest) string {
 			return `{"payload":"` + base64.RawURLEncoding.EncodeToString([]byte(`{"???":"`+string(d)+`"}`)) + `"}`
 		}},
+		{"inline data that is a string", nested(1, func(d digest.Digest) string { return `"` + string(d) + `"` })},
+		{"inline data in a string in inline data", nested(1, func(d digest.Digest) string {
+			return `"` + base64.StdEncoding.EncodeToString([]byte(` "`+string(d)+`"`)) + `"`
+		})},
+		{"a string alone", func(d digest.Digest) string { return `"` + string(d) + `"` }},
 		{"inline data that end within a digest's last byte", nested(1, func(d digest.Digest) string { return `{ "` + string(d) })},
 		{"white space first", func(d digest.Digest) string {
 			return strings.Repeat(" \r\n\t", buffer/3) + `{"x":"` + string(d) + `"}`
@@ -209,5 +216,65 @@ func TestCollectRefusesWhatItCannotRead(t *testing.T) {
 			}
 			same(t, dir, before)
 		})
+	}
+}
+
+// However many directories have a file of the same name, or files' names differ in case alone, a mention takes no longer, and whoever asks may stop.
+func TestCollectWithManyOfAName(t *testing.T) {
+	l := sample.New()
+	used := l.Blob("x", []byte("used"))
+	index := l.Document("application/vnd.acme.index", map[string]any{"x": strings.Repeat("al00000:"+used.Digest.Encoded()+" ", 100_000) + string(used.Digest)})
+	l.Add(index)
+	unused := l.Blob("x", []byte("unused"))
+	dir := writeApp(t, l)
+	upper := []rune(used.Digest.Encoded())
+	for i := range 3000 {
+		name := filepath.Join(dir, "app", "blobs", fmt.Sprintf("al%05d", i))
+		must(t, os.Mkdir(name, 0o755))
+		write(t, filepath.Join(name, used.Digest.Encoded()), "x")
+		cased := slices.Clone(upper)
+		n := i
+		for j, c := range cased {
+			if 'a' <= c && c <= 'f' && n > 0 {
+				if n&1 == 1 {
+					cased[j] = c - 'a' + 'A'
+				}
+				n >>= 1
+			}
+		}
+		if i > 0 {
+			write(t, filepath.Join(dir, "app", "blobs", "al00000", string(cased)), "x")
+		}
+	}
+	began := time.Now()
+	removed, _, err := appIn(t, dir).Collect(t.Context(), 0, false)
+	must(t, err)
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	if len(removed) != 1 || removed[0].Digest != unused.Digest {
+		t.Errorf("removed: %v", removed)
+	}
+}
+
+// Collect hears that nobody waits for it any more while it looks through a large index.json.
+func TestCollectOfALargeIndexIsInterrupted(t *testing.T) {
+	l := sample.New()
+	d := l.Blob("x", []byte("x"))
+	d.Annotations = map[string]string{"x": strings.Repeat(`\u0020`, 4<<20)}
+	l.Add(d)
+	app := appIn(t, writeApp(t, l))
+	_, _, err := app.Collect(t.Context(), 0, true) // so that index.json is known
+	must(t, err)
+	began := time.Now()
+	_, _, err = app.Collect(t.Context(), 0, true)
+	must(t, err)
+	whole := time.Since(began)
+	ctx, cancel := context.WithTimeout(t.Context(), whole/3)
+	defer cancel()
+	began = time.Now()
+	_, _, err = app.Collect(ctx, 0, true)
+	if took := time.Since(began); !errors.Is(err, context.DeadlineExceeded) || took > whole*3/4 {
+		t.Errorf("%v, after %v, and the whole takes %v", err, took, whole)
 	}
 }

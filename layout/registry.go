@@ -434,10 +434,18 @@ func (r *Registry) forget() {
 		if dirfd, err := a.open(); err == nil {
 			closeFD(dirfd)
 		} else if errors.Is(err, ErrNotFound) || errors.Is(err, ErrMoved) {
-			delete(r.apps, name)
+			r.drop(name)
 		}
 	}
 	r.most = 2 * len(r.apps)
+}
+
+// drop forgets the app of that name, if there is one. r.mu is held.
+func (r *Registry) drop(name string) {
+	if a := r.apps[name]; a != nil {
+		delete(r.apps, name)
+		r.large.leaves(a)
+	}
 }
 
 // App gives the app of that name; ErrNotFound if there is none. When the name leads to another directory than before, that is another App.
@@ -455,13 +463,14 @@ func (r *Registry) App(name string) (*App, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if errors.Is(err, ErrNotFound) {
-		delete(r.apps, name)
+		r.drop(name)
 	}
 	if err != nil {
 		return nil, err
 	}
 	a := r.apps[name]
 	if a == nil || a.id != d.ID {
+		r.drop(name)
 		r.forget()
 		a = newApp(name, r.fd, name)
 		a.id, a.recents, a.keeper, a.large, a.windows = d.ID, &r.recents, r.keeper, r.large, r.windows

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"slices"
 	"sync"
+	"unsafe"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -19,6 +20,7 @@ type rows struct {
 	byTag    []int32 // those that have a tag
 	indexes  []int32 // those of indexes, each digest once
 	said     wording
+	bytes    int64 // of memory that they take, about
 }
 
 type row struct {
@@ -54,47 +56,86 @@ func restOf(d v1.Descriptor) *rest {
 	return r
 }
 
+// bytes is how much memory it takes, about.
+func (r *rest) bytes() int64 {
+	if r == nil {
+		return 0
+	}
+	sum := int64(unsafe.Sizeof(*r)) + bytesOf(r.data) + int64(cap(r.notes))*int64(unsafe.Sizeof(Annotation{}))
+	for _, note := range r.notes {
+		sum += bytesOf(note.Value)
+	}
+	return sum
+}
+
 // A span32 is where a row stands in index.json, after the comma and white space that may be before it.
 type span32 struct{ start, end uint32 }
 
 // rowsOf collects rows; add takes them one by one, and done ends it.
 type rowsOf struct {
 	rows
-	platforms platforms
+	shared shared
 }
 
-// platforms are those of one document, which are mostly few.
-type platforms map[plainPlatform]*v1.Platform
+// shared is what descriptors of one document say in the same words: the media types and platforms, which are mostly few, each once in memory.
+type shared struct {
+	types     map[string]string
+	platforms map[plainPlatform]*v1.Platform
+	bytes     int64 // of all of them
+}
 
-// A plainPlatform is one without os.features.
+// A plainPlatform is one without os.features, which nobody asks for, and of which a descriptor may have very many.
 type plainPlatform struct{ os, architecture, variant, version string }
 
-// share returns a platform that says the same, in the same memory as one before it.
-func (ps platforms) share(p *v1.Platform) *v1.Platform {
-	if p == nil || p.OSFeatures != nil {
-		return p
-	}
-	key := plainPlatform{p.OS, p.Architecture, p.Variant, p.OSVersion}
-	if same, ok := ps[key]; ok {
+func newShared() shared {
+	return shared{types: map[string]string{}, platforms: map[plainPlatform]*v1.Platform{}}
+}
+
+// mediaType returns the same text.
+func (s *shared) mediaType(text string) string {
+	if same, ok := s.types[text]; ok {
 		return same
 	}
-	ps[key] = p
+	s.types[text] = text
+	s.bytes += bytesOf(text)
+	return text
+}
+
+// platform returns a platform that says the same, without os.features.
+func (s *shared) platform(p *v1.Platform) *v1.Platform {
+	if p == nil {
+		return nil
+	}
+	key := plainPlatform{p.OS, p.Architecture, p.Variant, p.OSVersion}
+	if same, ok := s.platforms[key]; ok {
+		return same
+	}
+	p = &v1.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion}
+	s.platforms[key] = p
+	s.bytes += int64(unsafe.Sizeof(*p)) + bytesOf(p.OS) + bytesOf(p.Architecture) + bytesOf(p.Variant) + bytesOf(p.OSVersion)
 	return p
 }
 
-func newRowsOf() *rowsOf { return &rowsOf{platforms: platforms{}} }
+// bytesOf is how much memory a text takes, with what Go rounds up.
+func bytesOf[T ~string | ~[]byte](text T) int64 {
+	if len(text) == 0 {
+		return 0
+	}
+	return int64(len(text)+len(text)/8) + 8
+}
+
+func newRowsOf() *rowsOf { return &rowsOf{shared: newShared()} }
 
 // add takes a row. It keeps neither the descriptor nor its annotations.
 func (b *rowsOf) add(d v1.Descriptor, at span) {
 	b.list = append(b.list, row{
-		digest: d.Digest, size: d.Size, mediaType: d.MediaType, tag: d.Annotations[refName],
-		platform: b.platforms.share(d.Platform), rest: restOf(d), at: span32{uint32(at.start), uint32(at.end)},
+		digest: d.Digest, size: d.Size, mediaType: b.shared.mediaType(d.MediaType), tag: d.Annotations[refName],
+		platform: b.shared.platform(d.Platform), rest: restOf(d), at: span32{uint32(at.start), uint32(at.end)},
 	})
 }
 
 func (b *rowsOf) done() rows {
 	r := b.rows
-	r.list = slices.Clip(r.list)
 	r.byDigest = make([]int32, len(r.list))
 	for i, row := range r.list {
 		r.byDigest[i] = int32(i)
@@ -102,7 +143,6 @@ func (b *rowsOf) done() rows {
 			r.byTag = append(r.byTag, int32(i))
 		}
 	}
-	r.byTag = slices.Clip(r.byTag)
 	var sorting sync.WaitGroup
 	sorting.Go(func() {
 		slices.SortFunc(r.byTag, func(a, b int32) int {
@@ -125,16 +165,22 @@ func (b *rowsOf) done() rows {
 		}
 	}
 	r.said.own = false
+	r.bytes = b.shared.bytes
 	for i, row := range r.list {
 		if IsIndex(row.mediaType) && !row.again {
 			r.indexes = append(r.indexes, int32(i))
 		}
+		r.bytes += bytesOf(row.digest) + bytesOf(row.tag) + row.rest.bytes()
 	}
+	r.bytes += int64(cap(r.list))*int64(unsafe.Sizeof(row{})) + 4*int64(cap(r.byDigest)+cap(r.byTag)+cap(r.indexes)) + r.said.bytes()
 	return r
 }
 
 // A child is what is kept of a descriptor in a nested index: of its annotations only the type of what refers to another, and no urls.
 type child = v1.Descriptor
+
+// mapBytes is how much memory a map with one member takes, about.
+const mapBytes = 400
 
 // mostDescriptors guesses how many descriptors a document has, and is never far above.
 func mostDescriptors(doc []byte) int {
@@ -142,25 +188,35 @@ func mostDescriptors(doc []byte) int {
 	return min(bytes.Count(doc, []byte(`"digest"`)), len(doc)/shortest)
 }
 
-// parseChildren is [ParseIndex] of a nested index, of which its subject and its children are wanted.
-func parseChildren(ctx context.Context, doc []byte, mediaType string) (*v1.Descriptor, []child, error) {
-	list := make([]child, 0, mostDescriptors(doc))
-	shared := platforms{}
+// childBytes is how much memory a child takes, about, with the node that a walk makes of it.
+const childBytes = int64(unsafe.Sizeof(child{}) + 2*unsafe.Sizeof(node{}))
+
+// parseChildren is [ParseIndex] of a nested index, of which its subject and its children are wanted. size is how much memory they take, about.
+func parseChildren(ctx context.Context, doc []byte, mediaType string) (subject *v1.Descriptor, list []child, size int64, err error) {
+	list = make([]child, 0, mostDescriptors(doc))
+	shared := newShared()
 	types := map[string]map[string]string{}
 	index, err := parseIndex(ctx, doc, mediaType, func(d v1.Descriptor, _ span) {
-		c := child{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size, Data: d.Data, Platform: shared.share(d.Platform)}
+		c := child{MediaType: shared.mediaType(d.MediaType), Digest: d.Digest, Size: d.Size, Data: d.Data, Platform: shared.platform(d.Platform)}
 		if what, ok := d.Annotations[referenceType]; ok {
 			if types[what] == nil {
 				types[what] = map[string]string{referenceType: what}
+				shared.bytes += bytesOf(what) + mapBytes
 			}
 			c.Annotations = types[what]
 		}
 		list = append(list, c)
+		size += bytesOf(c.Digest) + bytesOf(c.Data)
 	})
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, 0, err
 	}
-	return index.Subject, list, nil
+	if d := index.Subject; d != nil {
+		subject = &v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size, Data: d.Data}
+		size += int64(unsafe.Sizeof(*d)) + bytesOf(d.MediaType) + bytesOf(d.Digest) + bytesOf(d.Data)
+	}
+	size += int64(unsafe.Sizeof(readIndex{})+unsafe.Sizeof(indexKey{})) + shared.bytes + int64(cap(list))*childBytes
+	return subject, list, size, nil
 }
 
 // descriptor gives a row, as much of it as is kept.

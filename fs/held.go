@@ -1,0 +1,73 @@
+package fs
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"sync"
+	"syscall"
+)
+
+// What the lists of open directories may take, in bytes of memory. An open of another list is refused when they take as much already: of all users, or of the one
+// who asks, so that no user can keep all others from opening directories.
+const (
+	mostHeld     = 128 << 20
+	mostHeldEach = 32 << 20 // for a user other than root and the mount's owner
+)
+
+// held counts the lists of open directories. All who open a directory in one state share one list.
+type held struct {
+	mu    sync.Mutex
+	lists map[any]*heldList // by what tells a list from any other (lazyList.memory)
+	sum   int64
+	of    map[uint32]int64 // by the user who was the first to open it
+}
+
+type heldList struct {
+	list  lazyList
+	opens int
+	uid   uint32
+}
+
+func newHeld() *held { return &held{lists: map[any]*heldList{}, of: map[uint32]int64{}} }
+
+// take counts an open of a list, and gives that of those who opened it before. Its errno is ENFILE, not EMFILE: it is not the caller's limit of open files that is
+// reached, but the mount's. release has to be called once.
+func (h *held) take(list lazyList, uid uint32, limited bool) (shared lazyList, release func(), errno syscall.Errno) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	l := h.lists[list.memory]
+	if l == nil {
+		if h.sum >= mostHeld || limited && h.of[uid] >= mostHeldEach {
+			return lazyList{}, nil, syscall.ENFILE
+		}
+		l = &heldList{list: list, uid: uid}
+		h.lists[list.memory] = l
+		h.sum += list.bytes
+		h.of[uid] += list.bytes
+	}
+	l.opens++
+	return l.list, func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if l.opens--; l.opens > 0 {
+			return
+		}
+		delete(h.lists, l.list.memory)
+		h.sum -= l.list.bytes
+		if h.of[l.uid] -= l.list.bytes; h.of[l.uid] == 0 {
+			delete(h.of, l.uid)
+		}
+	}, 0
+}
+
+// namesKey tells some names from any others, and says how many bytes they take in memory, about.
+func namesKey(names []Name) (key [sha256.Size]byte, size int64) {
+	h := sha256.New()
+	for _, n := range names {
+		binary.Write(h, binary.LittleEndian, [2]uint32{uint32(n.Mode), uint32(len(n.Name))})
+		h.Write([]byte(n.Name))
+		size += 64 + int64(len(n.Name))
+	}
+	h.Sum(key[:0])
+	return key, size + 256
+}
