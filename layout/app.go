@@ -424,11 +424,11 @@ func (s *Snapshot) Tag(ctx context.Context, tag string) (Entry, error) {
 	}
 	switch list := s.tagged(tag); len(list) {
 	case 0:
-		return Entry{}, kindf(ErrNotFound, "%s: no tag %q", s.app.Name, tag)
+		return Entry{}, kindf(ErrNotFound, "%s: no tag %q", s.app.Name, Short(tag))
 	case 1:
 		return s.judged(ctx, s.row(int(list[0])))
 	}
-	return Entry{Err: corruptf("%s: the tag %q is given twice", indexName, tag)}, nil
+	return Entry{Err: corruptf("%s: the tag %q is given twice", indexName, Short(tag))}, nil
 }
 
 // row is the Entry of what index.json itself lists, by its own words.
