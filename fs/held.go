@@ -8,7 +8,7 @@ import (
 )
 
 // What the lists of open directories may take, in bytes of memory. An open of another list is refused when they take as much already: of all users, or of the one
-// who asks, so that no user can keep all others from opening directories.
+// who asks, so that no user can keep all others from opening directories. Root and the mount's owner are refused for their own alone.
 const (
 	mostHeld     = 128 << 20
 	mostHeldEach = 32 << 20 // for a user other than root and the mount's owner
@@ -37,7 +37,7 @@ func (h *held) take(list lazyList, uid uint32, limited bool) (shared lazyList, r
 	defer h.mu.Unlock()
 	l := h.lists[list.memory]
 	if l == nil {
-		if h.sum >= mostHeld || limited && h.of[uid] >= mostHeldEach {
+		if limited && (h.sum >= mostHeld || h.of[uid] >= mostHeldEach) || h.of[uid] >= mostHeld {
 			return lazyList{}, nil, syscall.ENFILE
 		}
 		l = &heldList{list: list, uid: uid}
