@@ -19,43 +19,47 @@ type held struct {
 	mu    sync.Mutex
 	lists map[any]*heldList // by what tells a list from any other (lazyList.memory)
 	sum   int64
-	of    map[uint32]int64 // by the user who was the first to open it
+	of    map[uint32]int64 // by the users who have them open
 }
 
 type heldList struct {
 	list  lazyList
-	opens int
-	uid   uint32
+	opens map[uint32]int // by user
 }
 
 func newHeld() *held { return &held{lists: map[any]*heldList{}, of: map[uint32]int64{}} }
 
-// take counts an open of a list, and gives that of those who opened it before. Its errno is ENFILE, not EMFILE: it is not the caller's limit of open files that is
-// reached, but the mount's. release has to be called once.
+// take counts an open of a list, and gives that of those who opened it before. It counts for each user who has it open. Its errno is ENFILE, not EMFILE: it
+// is not the caller's limit of open files that is reached, but the mount's. release has to be called once.
 func (h *held) take(list lazyList, uid uint32, limited bool) (shared lazyList, release func(), errno syscall.Errno) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	l := h.lists[list.memory]
-	if l == nil {
-		if limited && (h.sum >= mostHeld || h.of[uid] >= mostHeldEach) || h.of[uid] >= mostHeld {
+	if l == nil || l.opens[uid] == 0 { // another one for him
+		if limited && (l == nil && h.sum >= mostHeld || h.of[uid] >= mostHeldEach) || h.of[uid] >= mostHeld {
 			return lazyList{}, nil, syscall.ENFILE
 		}
-		l = &heldList{list: list, uid: uid}
-		h.lists[list.memory] = l
-		h.sum += list.bytes
-		h.of[uid] += list.bytes
+		if l == nil {
+			l = &heldList{list, map[uint32]int{}}
+			h.lists[list.memory] = l
+			h.sum += list.bytes
+		}
+		h.of[uid] += l.list.bytes
 	}
-	l.opens++
+	l.opens[uid]++
 	return l.list, func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		if l.opens--; l.opens > 0 {
+		if l.opens[uid]--; l.opens[uid] > 0 {
 			return
 		}
-		delete(h.lists, l.list.memory)
-		h.sum -= l.list.bytes
-		if h.of[l.uid] -= l.list.bytes; h.of[l.uid] == 0 {
-			delete(h.of, l.uid)
+		delete(l.opens, uid)
+		if h.of[uid] -= l.list.bytes; h.of[uid] == 0 {
+			delete(h.of, uid)
+		}
+		if len(l.opens) == 0 {
+			delete(h.lists, l.list.memory)
+			h.sum -= l.list.bytes
 		}
 	}, 0
 }

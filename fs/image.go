@@ -101,7 +101,7 @@ func (d *imageDir) with(ctx context.Context, do func(*image) error) error {
 		if !image.doubt || try == 5 {
 			return err
 		}
-		if now, nowErr := image.app.Snapshot(ctx); nowErr != nil || now.Serial() == image.snap.Serial() {
+		if now, nowErr := image.app.Snapshot(ctx); nowErr != nil || now.Serial() == image.snap.Serial() || now.Equal(image.snap) && now.Attr.Stamp == image.snap.Attr.Stamp {
 			return err
 		}
 	}

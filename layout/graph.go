@@ -194,7 +194,7 @@ func canRead(dirfd int, d v1.Descriptor) bool {
 }
 
 // costOf is what an index takes of MaxIndexes. The smallest ones take memory and time as well.
-func costOf(d *v1.Descriptor) int64 { return max(d.Size, 1<<10) }
+func costOf(d *v1.Descriptor) int64 { return min(max(d.Size, 1<<10), MaxIndex+1) }
 
 func (s *Snapshot) judged(ctx context.Context, e Entry) (Entry, error) {
 	said, err := s.wording(ctx)

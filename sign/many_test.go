@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
@@ -203,6 +205,35 @@ func TestDocumentsOfAnIndexAreLimited(t *testing.T) {
 				t.Errorf("signing: %v", err)
 			}
 		})
+	}
+}
+
+// Whatever size a descriptor claims, the word is corrupt, and nobody waits for room that there will never be.
+func TestSizesThatAreClaimed(t *testing.T) {
+	l := sample.New()
+	image := l.Image(sample.Linux("amd64"), sample.Plain("a", "b"))
+	var list []v1.Descriptor
+	for i, size := range []int64{math.MaxInt64, math.MaxInt64 - 1<<10, 1 << 40, layout.MaxManifest + 1} {
+		d := v1.Descriptor{MediaType: image.MediaType, Digest: digest.FromString(fmt.Sprint(i)), Size: size}
+		l.Tag(fmt.Sprint(i), d)
+		m := v1.Manifest{Config: image, Layers: []v1.Descriptor{image}}
+		m.Config.MediaType, m.Config.Size = v1.MediaTypeImageConfig, size
+		l.Tag(fmt.Sprint("config", i), l.Manifest(m))
+		image.Size = size
+		list = append(list, image)
+	}
+	l.Tag("index", l.Index(list...))
+	app, _ := appOf(t, l)
+	verifier := sign.NewVerifier(trust(ca))
+	snap, err := app.Snapshot(t.Context())
+	must(t, err)
+	for _, tag := range snap.Tags() {
+		_, e := resolve(t, app, tag)
+		for _, full := range []bool{false, true} {
+			if v, err := verifier.Verify(t.Context(), app, snap, e, full); err != nil || v.Status != sign.Corrupt {
+				t.Errorf("%s: %v, %v", tag, v, err)
+			}
+		}
 	}
 }
 

@@ -367,14 +367,15 @@ var errNoRoom = errors.New("no room for the config")
 // checkInTurn is Trust.check, once there is room for the image's documents. How large its config is, its manifest says; if that is more than there is room
 // for, it is read again later.
 func (v *Verifier) checkInTurn(ctx context.Context, snap *layout.Snapshot, e layout.Entry) (verdict *Verdict, m *layout.Manifest, c *layout.Config, err error) {
-	room := min(max(e.Size, 0)+smallConfig, roomForDocuments)
+	manifest := min(max(e.Size, 0), layout.MaxManifest) // a larger one is refused unread
+	room := min(manifest+smallConfig, roomForDocuments)
 	for {
 		if err := v.documents.Acquire(ctx, room); err != nil {
 			return nil, nil, nil, err
 		}
 		needs := room
 		verdict, m, c, err = v.Trust.check(ctx, snap, e, func(config int64) bool {
-			needs = min(e.Size+min(config, layout.MaxConfig), roomForDocuments)
+			needs = min(manifest+min(max(config, 0), layout.MaxConfig), roomForDocuments)
 			return needs <= room
 		})
 		v.documents.Release(room)
@@ -388,7 +389,7 @@ func (v *Verifier) checkInTurn(ctx context.Context, snap *layout.Snapshot, e lay
 // image gives the verdict on an image. Of its layers, what was seen after since will do; with no time, after this was asked for.
 func (v *Verifier) image(ctx context.Context, app *layout.App, snap *layout.Snapshot, e layout.Entry, full bool, since time.Time) (*Verdict, error) {
 	do := func(ctx context.Context, began time.Time) (look, error) {
-		if full && e.Size > smallManifest { // which is kept while its layers are read
+		if full && e.Size > smallManifest && e.Size <= layout.MaxManifest { // which is kept while its layers are read
 			select {
 			case v.oneByOne <- struct{}{}:
 				defer func() { <-v.oneByOne }()
