@@ -8,9 +8,10 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
+
+	"irfs/layout"
 )
 
 // What .irfs/log holds: the last logLines lines, each of maxLogLine bytes at most, of each of logUsers users, and of root and the
@@ -49,8 +50,8 @@ func newEventLog() *eventLog {
 }
 
 func (l *eventLog) add(uid uint32, operation, path, outcome string) {
-	text := fmt.Sprintf("%s\t%d\t%s\t%s\t", time.Now().UTC().Format(time.RFC3339), uid, operation, cut(Line(path), maxLogLine/2))
-	text += cut(Line(outcome), maxLogLine-len(text)-1) + "\n"
+	text := fmt.Sprintf("%s\t%d\t%s\t%s\t", time.Now().UTC().Format(time.RFC3339), uid, operation, layout.Cut(Line(path), maxLogLine/2))
+	text += layout.Cut(Line(outcome), maxLogLine-len(text)-1) + "\n"
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	of := l.of[uid]
@@ -89,15 +90,6 @@ func (l *eventLog) makeRoom() {
 	if users >= logUsers {
 		delete(l.of, longest)
 	}
-}
-
-// cut is text, with its end left out where it is longer than so many bytes.
-func cut(text string, most int) string {
-	const rest = " ... (cut)"
-	if len(text) <= most {
-		return text
-	}
-	return strings.ToValidUTF8(text[:most-len(rest)], "") + rest
 }
 
 // users gives what a user may see: root and the mount's owner see all of the log, and anybody else his own lines. l.mu is held.

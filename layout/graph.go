@@ -251,135 +251,173 @@ func (n *node) entry() Entry { return Entry{*n.Descriptor, n.Err} }
 // walk visits what a descriptor leads to, or index.json with nil, breadth first, so that a
 // digest that is reached in several ways is visited at its least depth, once. A walk from index.json makes the wording, any other one begins with that,
 // and is an ErrLimit if it leads to more than MaxIndexImages.
-func (s *Snapshot) walk(ctx context.Context, from *v1.Descriptor, read func(ctx context.Context, dirfd int, d v1.Descriptor) (*readIndex, error)) (*reached, error) {
-	said := &s.said
+func (s *Snapshot) walk(ctx context.Context, from *v1.Descriptor, read readIndexFunc) (*reached, error) {
+	w := &walker{s: s, from: from, read: read, said: &s.said, r: &reached{nodes: map[digest.Digest]*node{}}}
 	if from != nil {
 		var err error
-		if said, err = s.wording(ctx); err != nil {
+		if w.said, err = s.wording(ctx); err != nil {
 			return nil, err
 		}
-		if said.over != nil {
-			return nil, said.over
+		if w.said.over != nil {
+			return nil, w.said.over
 		}
 	}
-	dirfd, err := s.app.open()
-	if err != nil {
+	var err error
+	if w.dirfd, err = s.app.open(); err != nil {
 		return nil, err
 	}
-	defer closeFD(dirfd)
-	r := &reached{nodes: map[digest.Digest]*node{}}
-	var unreadable []unread
-	var counted []v1.Descriptor
-	var level []*node
-	var cost int64
-	images := 0
-	visit := func(d *v1.Descriptor, parent digest.Digest) {
-		n := r.nodes[d.Digest]
-		if n == nil {
-			n = &node{Descriptor: d}
-			r.nodes[d.Digest] = n
-			if from == nil {
-				n.row = s.first(d.Digest)
-			}
-			if n.row == nil {
-				r.order = append(r.order, n)
-				if IsIndex(d.MediaType) {
-					level = append(level, n)
-				} else {
-					images++
-				}
-			}
-		}
-		first := sayingOf(n.Descriptor)
-		if n.row != nil {
-			first = saying{n.row.size, n.row.mediaType}
-		}
-		said = said.with(first, d)
-		// An index is visited once, so it can only be the last one.
-		switch last := len(n.parents) - 1; {
-		case parent == "" || n.parent == parent || last >= 0 && n.parents[last] == parent:
-		case n.parent == "":
-			n.parent = parent
-		default:
-			n.parents = append(n.parents, parent)
-		}
-	}
+	defer closeFD(w.dirfd)
 	if from != nil {
-		visit(from, "")
+		w.visit(from, "")
 	} else {
 		for _, i := range s.indexes {
 			d := s.bare(int(i))
-			visit(&d, "")
-			level = append(level, r.nodes[d.Digest])
+			w.visit(&d, "")
+			w.level = append(w.level, w.r.nodes[d.Digest])
 		}
 	}
-	for depth := 1; len(level) > 0; depth++ {
-		this := level
-		level = nil
+	for depth := 1; len(w.level) > 0; depth++ {
+		this := w.level
+		w.level = nil
 		if from == nil {
-			if all := append(slices.Clone(counted), tooMuch(dirfd, this, MaxIndexes-cost)...); len(all) > len(counted) {
+			if all := append(slices.Clone(w.counted), tooMuch(w.dirfd, this, MaxIndexes-w.cost)...); len(all) > len(w.counted) {
 				return s.overLimit(all), nil
 			}
 		}
 		for _, n := range this {
-			if err := ctx.Err(); err != nil {
+			if err := w.enter(ctx, n, depth); err != nil {
 				return nil, err
 			}
-			r.indexes = append(r.indexes, n)
-			if depth > MaxIndexDepth {
-				n.Err = limitf("%s: an index at depth %d; at most %d lie inside each other", n.Digest, depth, MaxIndexDepth)
-				continue
-			}
-			more := from == nil && cost+costOf(n.Descriptor) > MaxIndexes && canRead(dirfd, *n.Descriptor)
-			var ri *readIndex
-			var err error
-			if !more {
-				ri, err = read(ctx, dirfd, *n.Descriptor)
-			}
-			if from == nil && (more || err == nil || errors.Is(err, ErrCorrupt) && canRead(dirfd, *n.Descriptor)) {
-				counted = append(counted, v1.Descriptor{Digest: n.Digest, Size: n.Size})
-				cost += costOf(n.Descriptor)
-			}
-			if cost > MaxIndexes {
-				return s.overLimit(counted), nil
-			}
-			n.index = ri
-			switch {
-			case err == nil:
-				for i := range ri.children {
-					if i%(1<<12) == 0 && ctx.Err() != nil {
-						return nil, ctx.Err()
-					}
-					if visit(&ri.children[i], n.Digest); from != nil && images > MaxIndexImages {
-						return nil, tooManyImages(from.Digest)
-					}
-				}
-				continue
-			case errors.Is(err, ErrMissing): // a sparse index
-			case errors.Is(err, ErrCorrupt):
-				n.Err = err
-			case errors.Is(err, fs.ErrPermission) && from == nil: // what is closed hides nothing else
-				r.closed = err
-			default:
-				return nil, err
-			}
-			if from == nil {
-				unreadable = append(unreadable, s.app.unreadable(n.Descriptor, err))
+			if w.cost > MaxIndexes {
+				return s.overLimit(w.counted), nil
 			}
 		}
 	}
+	return w.end(), nil
+}
+
+type readIndexFunc func(ctx context.Context, dirfd int, d v1.Descriptor) (*readIndex, error)
+
+// A walker is a walk under way.
+type walker struct {
+	s     *Snapshot
+	from  *v1.Descriptor
+	read  readIndexFunc
+	dirfd int // of the app
+	r     *reached
+	said  *wording
+
+	level  []*node // the indexes to enter next
+	images int
+
+	// These are of a walk from index.json.
+	cost       int64 // of the indexes in counted (costOf)
+	counted    []v1.Descriptor
+	unreadable []unread
+}
+
+// visit notes a descriptor that the index parent lists, or index.json with "".
+func (w *walker) visit(d *v1.Descriptor, parent digest.Digest) {
+	n := w.r.nodes[d.Digest]
+	if n == nil {
+		n = &node{Descriptor: d}
+		w.r.nodes[d.Digest] = n
+		if w.from == nil {
+			n.row = w.s.first(d.Digest)
+		}
+		if n.row == nil {
+			w.r.order = append(w.r.order, n)
+			if IsIndex(d.MediaType) {
+				w.level = append(w.level, n)
+			} else {
+				w.images++
+			}
+		}
+	}
+	first := sayingOf(n.Descriptor)
+	if n.row != nil {
+		first = saying{n.row.size, n.row.mediaType}
+	}
+	w.said = w.said.with(first, d)
+	// An index is entered once, so it can only be the last one.
+	switch last := len(n.parents) - 1; {
+	case parent == "" || n.parent == parent || last >= 0 && n.parents[last] == parent:
+	case n.parent == "":
+		n.parent = parent
+	default:
+		n.parents = append(n.parents, parent)
+	}
+}
+
+// enter reads an index, unless it is one too many, and visits what it lists.
+func (w *walker) enter(ctx context.Context, n *node, depth int) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	w.r.indexes = append(w.r.indexes, n)
+	if depth > MaxIndexDepth {
+		n.Err = limitf("%s: an index at depth %d; at most %d lie inside each other", n.Digest, depth, MaxIndexDepth)
+		return nil
+	}
+	more := w.from == nil && w.cost+costOf(n.Descriptor) > MaxIndexes && canRead(w.dirfd, *n.Descriptor)
+	var ri *readIndex
+	var err error
+	if !more {
+		ri, err = w.read(ctx, w.dirfd, *n.Descriptor)
+	}
+	if w.from == nil && (more || err == nil || errors.Is(err, ErrCorrupt) && canRead(w.dirfd, *n.Descriptor)) {
+		w.counted = append(w.counted, v1.Descriptor{Digest: n.Digest, Size: n.Size})
+		w.cost += costOf(n.Descriptor)
+	}
+	if more {
+		return nil
+	}
+	n.index = ri
+	switch {
+	case err == nil:
+		return w.list(ctx, n)
+	case errors.Is(err, ErrMissing): // a sparse index
+	case errors.Is(err, ErrCorrupt):
+		n.Err = err
+	case errors.Is(err, fs.ErrPermission) && w.from == nil: // what is closed hides nothing else
+		w.r.closed = err
+	default:
+		return err
+	}
+	if w.from == nil {
+		w.unreadable = append(w.unreadable, w.s.app.unreadable(n.Descriptor, err))
+	}
+	return nil
+}
+
+// list visits what an index lists.
+func (w *walker) list(ctx context.Context, n *node) error {
+	for i := range n.index.children {
+		if i%(1<<12) == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if w.visit(&n.index.children[i], n.Digest); w.from != nil && w.images > MaxIndexImages {
+			return tooManyImages(w.from.Digest)
+		}
+	}
+	return nil
+}
+
+// end is what came of the walk.
+func (w *walker) end() *reached {
+	r := w.r
 	for _, n := range r.indexes {
 		inline := *n.Descriptor
-		if inline.Data = said.inlined[n.Digest]; n.index == nil && n.Err == nil && inline.Data != nil {
+		if inline.Data = w.said.inlined[n.Digest]; n.index == nil && n.Err == nil && inline.Data != nil {
 			n.Err = missing(inline)
 		}
 	}
-	if r.said = said; from == nil {
-		r.said = &wording{bad: said.bad, inlined: said.inlined, unread: unreadable}
-		s.app.keepOnly(r.indexes)
-		s.app.large.keeps(s.app)
+	if r.said = w.said; w.from == nil {
+		r.said = &wording{bad: w.said.bad, inlined: w.said.inlined, unread: w.unreadable}
+		w.s.app.keepOnly(r.indexes)
+		w.s.app.large.keeps(w.s.app)
 	}
-	return r, nil
+	return r
 }
 
 // tooMuch returns those of some indexes that are there, if they cost more than is left; nil if they do not. It reads nothing.
