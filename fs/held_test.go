@@ -56,7 +56,7 @@ func TestListsAreHeldUpToALimit(t *testing.T) {
 // Names tell a list from any other.
 func TestNamesKey(t *testing.T) {
 	seen := map[any]string{}
-	for _, names := range [][]Name{nil, {{"a", 0}}, {{"a", 1 << 31}}, {{"ab", 0}}, {{"a", 0}, {"b", 0}}, {{"b", 0}, {"a", 0}}, {{"", 0}, {"ab", 0}}} {
+	for _, names := range [][]Name{nil, {{"a", 0}}, {{"a", 1 << 31}}, {{"ab", 0}}, {{"a", 0}, {"b", 0}}, {{"b", 0}, {"a", 0}}, {{"", 0}, {"ab", 0}}, {{"a\x00\x00\x00\x00\x00\x00\x00\x00b", 0}}} {
 		list := listOf(names)
 		if other, ok := seen[list.memory]; ok {
 			t.Errorf("%v is taken for %s", names, other)

@@ -165,14 +165,16 @@ func TestImportSharesNoFile(t *testing.T) {
 		name   string
 		user   int
 		mode   os.FileMode
+		rights layout.Rights
 		shared bool
 	}{
-		{"another's", other, 0o644, false},
-		{"his own", importer, 0o644, true},
-		{"root's", 0, 0o444, true},
-		{"his own, which everybody may write", importer, 0o646, false},
-		{"his own, which a group may write", importer, 0o664, false},
-		{"root's, which everybody may write", 0, 0o666, false},
+		{"another's", other, 0o644, nil, false},
+		{"his own", importer, 0o644, nil, true},
+		{"root's", 0, 0o444, nil, true},
+		{"root's, in an app that he may not change", 0, 0o444, func(context.Context, layout.Attr, func() error) error { return unix.EACCES }, false},
+		{"his own, which everybody may write", importer, 0o646, nil, false},
+		{"his own, which a group may write", importer, 0o664, nil, false},
+		{"root's, which everybody may write", 0, 0o666, nil, false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			l := sample.New()
@@ -181,7 +183,7 @@ func TestImportSharesNoFile(t *testing.T) {
 			dir := writeApp(t, l)
 			blob := "/" + sample.Path(image.Digest)
 			must(t, errors.Join(os.Chown(dir+"/app"+blob, row.user, row.user), os.Chmod(dir+"/app"+blob, row.mode)))
-			staged, err := registry(t, dir).Stage(t.Context(), bytes.NewReader(archive(t, l)), layout.Intake{Owner: layout.Owner{UID: importer, GID: importer}, App: "app"})
+			staged, err := registry(t, dir).Stage(t.Context(), bytes.NewReader(archive(t, l)), layout.Intake{Owner: layout.Owner{UID: importer, GID: importer}, App: "app", Rights: row.rights})
 			must(t, err)
 			defer staged.Discard()
 			must(t, os.Rename(dir+"/app", dir+"/away"))

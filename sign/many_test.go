@@ -208,6 +208,39 @@ func TestDocumentsOfAnIndexAreLimited(t *testing.T) {
 	}
 }
 
+// The documents of images that are verified at a time have room together: an image waits for as much as its manifest and config take, and no longer than
+// who asks.
+func TestDocumentsTakeRoom(t *testing.T) {
+	l := sample.New()
+	l.Tag("small", l.Image(sample.Linux("amd64"), sample.Plain("a", "b")))
+	diff := sample.Plain("a", "b").DiffID()
+	long := func(mediaType, text string) v1.Descriptor { return l.Blob(mediaType, []byte(text)) }
+	config := long(v1.MediaTypeImageConfig, fmt.Sprintf(`{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[%q]}%s}`, diff, strings.Repeat(" ", 2<<20)))
+	layer := l.Blob(v1.MediaTypeImageLayer, sample.Plain("a", "b").Blob())
+	l.Tag("config", l.Manifest(v1.Manifest{Config: config, Layers: []v1.Descriptor{layer}}))
+	manifest := string(l.Bytes(l.Image(sample.Linux("amd64"), sample.Plain("a", "c"))))
+	l.Tag("manifest", long(v1.MediaTypeImageManifest, manifest+strings.Repeat(" ", 2<<20)))
+	app, _ := appOf(t, l)
+	snap, err := app.Snapshot(t.Context())
+	must(t, err)
+	for _, tag := range []string{"small", "config", "manifest"} {
+		verifier := sign.NewVerifier(trust(ca))
+		free := verifier.Occupy(1 << 20)
+		_, e := resolve(t, app, tag)
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		_, err := verifier.Verify(ctx, app, snap, e, false)
+		cancel()
+		if waits := tag != "small"; waits != errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s: %v", tag, err)
+		}
+		free()
+		if v, err := verifier.Verify(t.Context(), app, snap, e, false); err != nil || v.Status != sign.Unsigned {
+			t.Errorf("%s, when there is room: %v, %v", tag, v, err)
+		}
+		verifier.Occupy(0) // all of it is there again
+	}
+}
+
 // Whatever size a descriptor claims, the word is corrupt, and nobody waits for room that there will never be.
 func TestSizesThatAreClaimed(t *testing.T) {
 	l := sample.New()
