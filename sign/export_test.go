@@ -12,10 +12,8 @@ func (v *Verifier) VerifySince(ctx context.Context, app *layout.App, snap *layou
 	return v.image(ctx, app, snap, e, true, since)
 }
 
-// Occupy takes room that the documents of images have, but for so many bytes, until free is called.
-func (v *Verifier) Occupy(but int64) (free func()) {
-	if !v.documents.TryAcquire(roomForDocuments - but) {
-		panic("there is not so much room")
-	}
-	return func() { v.documents.Release(roomForDocuments - but) }
+// Occupy takes room that the documents of images have, but for so many bytes, until free is called. It waits for what is given back.
+func (v *Verifier) Occupy(ctx context.Context, but int64) (free func(), err error) {
+	err = v.documents.Acquire(ctx, roomForDocuments-but)
+	return func() { v.documents.Release(roomForDocuments - but) }, err
 }

@@ -225,10 +225,11 @@ func TestDocumentsTakeRoom(t *testing.T) {
 	must(t, err)
 	for _, tag := range []string{"small", "config", "manifest"} {
 		verifier := sign.NewVerifier(trust(ca))
-		free := verifier.Occupy(1 << 20)
+		free, err := verifier.Occupy(t.Context(), 1<<20)
+		must(t, err)
 		_, e := resolve(t, app, tag)
 		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-		_, err := verifier.Verify(ctx, app, snap, e, false)
+		_, err = verifier.Verify(ctx, app, snap, e, false)
 		cancel()
 		if waits := tag != "small"; waits != errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%s: %v", tag, err)
@@ -237,7 +238,11 @@ func TestDocumentsTakeRoom(t *testing.T) {
 		if v, err := verifier.Verify(t.Context(), app, snap, e, false); err != nil || v.Status != sign.Unsigned {
 			t.Errorf("%s, when there is room: %v, %v", tag, v, err)
 		}
-		verifier.Occupy(0) // all of it is there again
+		ctx, cancel = context.WithTimeout(t.Context(), 10*time.Second)
+		if _, err := verifier.Occupy(ctx, 0); err != nil {
+			t.Errorf("%s: not all of the room is given back: %v", tag, err)
+		}
+		cancel()
 	}
 }
 
